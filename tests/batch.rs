@@ -158,6 +158,8 @@ fn answers_together_are_those_alone() {
         "lfm2moe",
         "qwen35moe",
         "qwen3next",
+        "kimi-linear",
+        "bailingmoe3",
         "deepseek2-v3",
         "gemma3-rhythm",
         "gemma4-inputs",

@@ -277,11 +277,11 @@ fn mutants_are_refused_in_one_line() {
         parse_dollop(Bytes::from(b))
     });
     // Tensors that contain several, head by head, with sizes from the file's keys.
-    for golden in ["qwen3next", "deepseek2-v3"] {
+    for golden in ["qwen3next", "kimi-linear", "deepseek2-v3"] {
         let tiny = Tiny::load(golden);
         match golden {
-            "qwen3next" => tiny.write_gguf(&at("parts.gguf")),
-            _ => tiny.write_old_gguf(&at("parts.gguf")),
+            "deepseek2-v3" => tiny.write_old_gguf(&at("parts.gguf")),
+            _ => tiny.write_gguf(&at("parts.gguf")),
         }
         convert(&at("parts.gguf"), &at("parts.dollop"), &options, &CancelToken::default(), &mut |_| {})
             .unwrap();
@@ -368,7 +368,7 @@ fn mutants_are_refused_in_one_line() {
 
     let configs = ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"];
     let others = ["gemma3-sight", "gemma4-sight", "gemma4-inputs", "lfm2-bias", "lfm2moe"];
-    let hybrids = ["qwen3next", "qwen35moe-published"];
+    let hybrids = ["qwen3next", "qwen35moe-published", "kimi-linear", "kimi-linear-resaved", "bailingmoe3"];
     let latents = ["deepseek2-lite", "deepseek2-flash", "glm4moe-groups"];
     let routed = [
         "bailingmoe2",

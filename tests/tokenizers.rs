@@ -164,6 +164,19 @@ fn ranks_with_qwen_3_5s_cut_give_the_ids_of_tiktoken() {
 }
 
 #[test]
+fn ranks_with_kimi_k2s_cut_give_the_ids_of_tiktoken() {
+    let text = fs::read_to_string(fetched("qwen3_5.tiktoken")).unwrap();
+    let tokenizer = Tokenizer::from_vocab(&of_ranks(&text, "kimi-k2")).unwrap();
+    let other = Tokenizer::from_vocab(&of_ranks(&text, "qwen2")).unwrap();
+    let mut differ = 0;
+    for (text, want) in strings().iter().zip(expected("kimi_k2")) {
+        assert_eq!(tokenizer.encode(text, false).unwrap(), want, "{text:?}");
+        differ += usize::from(other.encode(text, false).unwrap() != want);
+    }
+    assert!(differ > 0, "the strings have nothing that matters");
+}
+
+#[test]
 fn a_sentencepiece_vocabulary_of_a_gguf_gives_the_same_ids() {
     let mut v = vocab("llama2", "llama", None);
     // A SentencePiece BPE model's scores are the order of its merges: a token's is the rank of the first that gives it.

@@ -1,5 +1,5 @@
-// The gated delta rule, token by token: S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq, where o takes the place of v. One workgroup: 128
-// columns of one head's memory, one an invocation, which needs no other.
+// The gated delta rule, token by token: S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq, where o takes the place of v, and γ is one number
+// or one for each value of a key. One workgroup: 128 columns of one head's memory, one an invocation, which needs no other.
 
 const MOST = 256u; // values of a key
 
@@ -15,17 +15,31 @@ struct Params {
     after_slot: u32,  // another, which is written
     before: u32,      // whether there are any before
     tiled: u32,       // whether value heads that share a key head lie apart
+    decays: u32,      // of a token: one for each head, or for each value of its key
+    lower: f32,       // below zero where γ = exp(lower · sigmoid(−a · step)) and not exp(a · softplus(step))
 }
 
 @group(0) @binding(0) var<storage, read> beta: array<f32>;          // [tokens, v_heads]
-@group(0) @binding(1) var<storage, read> alpha: array<f32>;         // [tokens, v_heads]
-@group(0) @binding(2) var<storage, read> fades: array<f32>;         // [2, v_heads]: a, then dt
+@group(0) @binding(1) var<storage, read> alpha: array<f32>;         // [tokens, decays]
+@group(0) @binding(2) var<storage, read> fades: array<f32>;         // a, [v_heads], then dt, [decays]
 @group(0) @binding(3) var<storage, read_write> state: array<f32>;   // [slots, values]
 @group(0) @binding(4) var<storage, read_write> mixed: array<f32>;   // [tokens, channels]
 var<immediate> p: Params;
 
 var<workgroup> q: array<f32, MOST>;
 var<workgroup> k: array<f32, MOST>;
+var<workgroup> fade: array<f32, MOST>;
+
+// What is left of a part of the memory after a token's step.
+fn decay(t: u32, head: u32, i: u32) -> f32 {
+    let a = fades[head];
+    let part = select(head * p.k_dim + i, head, p.decays == p.v_heads);
+    let x = alpha[t * p.decays + part] + fades[p.v_heads + part];
+    if (p.lower < 0.0) {
+        return exp(p.lower / (1.0 + exp(a * x)));
+    }
+    return exp(a * (max(x, 0.0) + log(1.0 + exp(-abs(x)))));
+}
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -43,28 +57,27 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         for (var i = lane; i < p.k_dim; i += 128u) {
             q[i] = mixed[row + key_head * p.k_dim + i];
             k[i] = mixed[row + keys + key_head * p.k_dim + i];
+            fade[i] = decay(t, head, i);
         }
         workgroupBarrier();
         if (column < p.v_dim) {
-            let x = alpha[t * p.v_heads + head] + fades[p.v_heads + head];
-            let fade = exp(fades[head] * (max(x, 0.0) + log(1.0 + exp(-abs(x)))));
             let share = 1.0 / (1.0 + exp(-beta[t * p.v_heads + head]));
             let none = t == 0u && p.before == 0u;
             var held = 0.0;
             if (!none) {
                 for (var i = 0u; i < p.k_dim; i++) {
-                    held = fma(k[i], state[last + i * p.v_dim], held);
+                    held = fma(k[i] * fade[i], state[last + i * p.v_dim], held);
                 }
             }
             let at = row + 2u * keys + head * p.v_dim + column;
-            let wrong = share * fma(-fade, held, mixed[at]);
+            let wrong = share * (mixed[at] - held);
             var read = 0.0;
             for (var i = 0u; i < p.k_dim; i++) {
                 var old = 0.0;
                 if (!none) {
                     old = state[last + i * p.v_dim];
                 }
-                let new_value = fma(fade, old, k[i] * wrong);
+                let new_value = fma(fade[i], old, k[i] * wrong);
                 state[after + i * p.v_dim] = new_value;
                 read = fma(q[i], new_value, read);
             }

@@ -13,6 +13,7 @@ struct Params {
     at: u32,
     row: u32,    // adjacent values of y
     stride: u32, // distance of such rows in y
+    each: u32,   // adjacent values of x to which one value of y applies
     scale: f32, // factor of the result
 }
 
@@ -30,7 +31,8 @@ fn main(
     if (i >= p.len) {
         return;
     }
-    let value = y[p.at + i / p.row * p.stride + i % p.row];
+    let k = i / p.each;
+    let value = y[p.at + k / p.row * p.stride + k % p.row];
     var result = value;
     if (OP == ADD) {
         result = x[i] + value;

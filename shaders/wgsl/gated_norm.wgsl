@@ -1,4 +1,4 @@
-// out = x / sqrt(mean(x²) + eps) · weight · SiLU(z), per head. One workgroup: one head of one token.
+// out = x / sqrt(mean(x²) + eps) · weight · SiLU(z) or sigmoid(z), per head. One workgroup: one head of one token.
 
 #import reduce
 
@@ -7,6 +7,7 @@ struct Params {
     dim: u32,
     stride: u32, // values per row of x
     first: u32,  // index of the first head in a row
+    sigmoid: u32, // whether the gate is sigmoid(z)
     eps: f32,
 }
 
@@ -29,6 +30,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let scale = 1.0 / sqrt(fma(sum_of_all(squares, lane), 1.0 / f32(p.dim), p.eps));
     for (var i = lane; i < p.dim; i += 128u) {
         let gate = z[to + i];
-        out[to + i] = x[place + i] * scale * weight[i] * gate / (1.0 + exp(-gate));
+        let factor = select(gate, 1.0, p.sigmoid == 1u) / (1.0 + exp(-gate));
+        out[to + i] = x[place + i] * scale * weight[i] * factor;
     }
 }

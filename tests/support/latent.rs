@@ -1,5 +1,5 @@
-//! Tiny models of GLM-4.5's and DeepSeek's form as llama.cpp's converter writes them (`conversion/glm.py`,
-//! `conversion/deepseek.py`). Gate 113 compares with the converter.
+//! Tiny models of GLM-4.5's, DeepSeek's and Kimi Linear's form as llama.cpp's converter writes them (`conversion/glm.py`,
+//! `conversion/deepseek.py`, `conversion/kimi_linear.py`, `conversion/bailingmoe3.py`). Gate 113 compares with the converter.
 
 use crate::gptoss::{self, Written};
 use crate::tiny::{Tiny, le_bytes};
@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 /// The keys of a GGUF file, none of them ours.
 pub(crate) fn keys(meta: &Metadata, config: &Json) -> Metadata {
     let mut keys = gptoss::keys(meta);
-    if meta.require_str("general.architecture").expect("is there") != "deepseek2" {
-        return keys;
+    match meta.require_str("general.architecture").expect("is there") {
+        "deepseek2" => {}
+        arch @ ("kimi-linear" | "bailingmoe3") => return of_channels(keys, arch, config),
+        _ => return keys,
     }
     let number = |of: &Json| of.as_u64().expect("a number") as u32;
     keys.remove("deepseek2.expert_gating_func");
@@ -25,6 +27,23 @@ pub(crate) fn keys(meta: &Metadata, config: &Json) -> Metadata {
     if let Some(all) = rope.iter().find_map(|rope| rope["mscale_all_dim"].as_f64()) {
         keys.insert("deepseek2.rope.scaling.yarn_log_multiplier", (0.1 * all) as f32);
         keys.insert("deepseek2.rope.scaling.original_context_length", 32u32);
+    }
+    keys
+}
+
+/// Keys of delta nets with a decay per channel. Layers without key/value heads are such nets.
+fn of_channels(mut keys: Metadata, arch: &str, config: &Json) -> Metadata {
+    let key = |name: &str| format!("{arch}.{name}");
+    let nets = keys.bools(&key("attention.recurrent_layers")).expect("a list").expect("is there").to_vec();
+    keys.remove(&key("attention.recurrent_layers"));
+    keys.insert(key("attention.head_count_kv"), nets.iter().map(|net| u64::from(!net)).collect::<Vec<u64>>());
+    keys.insert(key("vocab_size"), config["vocab_size"].as_u64().expect("a number") as u32);
+    keys.insert(key("attention.value_length"), config["head_dim"].as_u64().expect("a number") as u32);
+    if arch == "kimi-linear" && keys.bool(&key("expert_weights_norm")).expect("a flag") == Some(true) {
+        keys.remove(&key("expert_weights_norm"));
+    }
+    if keys.u64(&key("expert_group_count")).expect("a number") == Some(1) {
+        keys.remove(&key("expert_group_count"));
     }
     keys
 }
@@ -58,7 +77,21 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &hf::Dialect, fused: bool) -> Vec<Wr
                 let other =
                     if dialect.architecture == "glm4moe" { "post_attention_norm" } else { "ffn_norm" };
                 let to = place.name.replace("ffn_norm", other);
-                put(to, place.expert.unwrap_or(0), shape, data.clone());
+                let mut data = data.clone();
+                place.stored.turn(&mut data);
+                if dialect.architecture == "bailingmoe3" && to.ends_with(".ssm_a") {
+                    data.iter_mut().for_each(|a| *a = -*a);
+                }
+                let is_gate = to.ends_with(".attn_gate.weight") && shape[0] > 4;
+                let to = if is_gate { to.replace("attn_gate", "ssm_g_a") } else { to };
+                let shape = match shape[..] {
+                    [heads] if dialect.architecture == "bailingmoe3" && to.ends_with(".ssm_a") => {
+                        vec![heads, 1]
+                    }
+                    [channels, 1, taps] => vec![1, channels, 1, taps],
+                    _ => shape.clone(),
+                };
+                put(to, place.expert.unwrap_or(0), &shape, data);
             }
             [keys, _] if fused => put(keys.name.replace("attn_k_b", "attn_kv_b"), 0, shape, data.clone()),
             [keys, values] => {

@@ -4,7 +4,7 @@
 use crate::{gemma, gptoss, hybrid, latent, routed, set};
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::Keep;
-use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, hf};
+use dollop::internal::format::{GgmlType, GgufWriter, Metadata, TensorDecl, Value, hf};
 use dollop::internal::model::families;
 use dollop::{CalibrateOptions, CancelToken, calibrate_tokens};
 use safetensors::{Dtype, tensor::TensorView};
@@ -209,7 +209,7 @@ impl Tiny {
         if architecture.starts_with("gemma") {
             return write(path, &gemma::keys(meta, architecture), gemma::tensors(self, dialect, meta));
         }
-        if ["glm4moe", "deepseek2"].contains(&architecture) {
+        if ["glm4moe", "deepseek2", "kimi-linear", "bailingmoe3"].contains(&architecture) {
             let keys = latent::keys(meta, &self.config);
             return write(path, &keys, latent::tensors(self, dialect, false));
         }
@@ -290,6 +290,11 @@ impl Tiny {
         if let Some(listed) = keys.bools(&key("attention.recurrent_layers")).expect("a list") {
             let listed = [listed, &[false]].concat();
             keys.insert(key("attention.recurrent_layers"), listed);
+        }
+        let heads = key("attention.head_count_kv");
+        if matches!(keys.get(&heads), Some(Value::Array(_))) {
+            let listed = keys.u64s(&heads).expect("a list").expect("is there");
+            keys.insert(heads, [listed, vec![1]].concat());
         }
         let dialect = families::dialect(&self.config.to_string()).expect("the family is supported");
         let mut tensors = match recurrent {

@@ -8,6 +8,7 @@ mod collector;
 mod folder;
 mod gguf;
 mod heads;
+mod joined;
 mod packed;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,8 @@ enum Layout {
     /// Transposed head by head. A head has `head` rows of `rank` values of type `ty`; its first `nope` rows
     /// are transposed and read as f32.
     Turned { ty: GgmlType, rank: usize, nope: usize, head: usize },
+    /// Parts from several tensors, one after another.
+    Joined(Vec<joined::Part>),
     /// MXFP4 codes in this tensor, with their scales in another.
     Packed(Packed),
 }
@@ -61,7 +64,7 @@ enum Pieces {
     /// `count` matrices, the first at `first`, each `stride` bytes after the one before. A dense tensor has
     /// one.
     Even { first: Piece, stride: usize, count: usize },
-    /// One tensor of the file per expert.
+    /// One tensor of the file per expert, or per part of a joined tensor.
     Each(Vec<Piece>),
 }
 
@@ -223,6 +226,7 @@ impl Source {
             &Layout::Turned { ty, rank, nope, head } => {
                 Ok(Cow::Owned(heads::turned(data, (ty, rank, nope, head), rows)?))
             }
+            Layout::Joined(parts) => joined::rows(&self.files, parts, t.ty, rows),
             Layout::Packed(packed) => {
                 let scales = packed.scales(&self.files, expert);
                 Ok(Cow::Owned(packed.rows(data, scales, rows, cols)))
@@ -245,11 +249,12 @@ impl Source {
     /// Tells the operating system that a tensor's pages are no longer needed.
     pub fn release(&self, name: &str) {
         let Some(t) = self.find(name) else { return };
-        let (pieces, len) = match &t.pieces {
-            Pieces::Even { first, stride, count } if *stride == first.len => (1, first.len * count),
-            pieces => (pieces.count(), pieces.get(0).map_or(0, |p| p.len)),
+        let whole = match &t.pieces {
+            Pieces::Even { first, stride, count } if *stride == first.len => Some(first.len * count),
+            _ => None,
         };
-        for piece in (0..pieces).filter_map(|e| t.pieces.get(e)) {
+        for piece in (0..if whole.is_some() { 1 } else { t.pieces.count() }).filter_map(|e| t.pieces.get(e)) {
+            let len = whole.unwrap_or(piece.len);
             store::release(&self.files[piece.file].1[piece.offset..piece.offset + len]);
         }
     }

@@ -22,10 +22,10 @@ pub use best::{MAX_BEST, best_of, from_bits};
 pub use kv::{KV_BLOCK, KV_TILE, KvPart, KvShape, KvSide};
 pub use observe::{Observer, Summed};
 pub use operands::{
-    Absorbed, Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Delta, DeltaCall,
-    ExpertJob, Feed, FeedCall, Flow, Groups, HeadsCall, History, KvCopy, Linear, LinearCall, MAX_GROUPS,
-    MAX_TAPS, Norm, Placing, Projected, Recur, Recurrent, RopeTable, Routed, RoutedBufs, Router, Score,
-    Sequence, SumCall, Times, Uses,
+    Absorbed, Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Decay, Delta,
+    DeltaCall, ExpertJob, Feed, FeedCall, Flow, Gate, Gated, Groups, HeadsCall, History, KvCopy, Linear,
+    LinearCall, MAX_GROUPS, MAX_TAPS, Norm, Placing, Projected, Recur, Recurrent, RopeTable, Routed,
+    RoutedBufs, Router, Score, Sequence, SumCall, Times, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 

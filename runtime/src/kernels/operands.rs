@@ -1,7 +1,10 @@
 //! The operands of a backend's operations, other than plain buffers.
 
+mod recurrent;
+
 use crate::experts::Expert;
 use crate::quant::Matrix;
+pub use recurrent::{ConvCall, Decay, Delta, DeltaCall, Gate, MAX_TAPS, Recur, Recurrent};
 
 /// One of several products with the same input: `out[t] = matrix · x[t] + bias`.
 pub struct Linear<'a, Buf> {
@@ -101,10 +104,19 @@ pub struct AttendCall<'a, 's, Buf, Kv> {
     /// The products around attention to a latent. The output is then `[tokens, heads, values of a head]`, and
     /// queries are `[tokens, heads, values for the latent and rotated values]`.
     pub absorbed: Option<Absorbed<'a>>,
-    /// `[tokens, heads · head_dim]`. The output is multiplied by its sigmoid.
-    pub gate: Option<&'a Buf>,
+    /// Multiplies the output.
+    pub gate: Option<Gated<'a, Buf>>,
     /// `[tokens, heads · values of a value]`, but as long as the queries.
     pub out: &'a mut Buf,
+}
+
+/// Numbers whose sigmoid multiplies the output of attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Gated<'a, Buf> {
+    /// `[tokens, heads]` or `[tokens, heads · values of a head]`.
+    pub by: &'a Buf,
+    /// Whether a head has one number for all of its values.
+    pub heads: bool,
 }
 
 /// The per-head products around attention to a latent.
@@ -114,94 +126,6 @@ pub struct Absorbed<'a> {
     pub queries: &'a Matrix,
     /// `[heads · values of a head, values of the latent]`: turns the mixed latents into values of heads.
     pub values: &'a Matrix,
-}
-
-/// A gated delta net for several tokens (arXiv 2412.06464), between its projections.
-pub struct DeltaCall<'a, 's, Buf> {
-    /// Queries, keys and values, `[tokens, channels]`.
-    pub qkv: &'a Buf,
-    /// `[tokens, v_heads · v_dim]`. The normed output is multiplied by its SiLU.
-    pub z: &'a Buf,
-    /// `[tokens, v_heads]`. Its sigmoid is the share of a correction that is written.
-    pub beta: &'a Buf,
-    /// `[tokens, v_heads]`: the length of a step, for the decay per step.
-    pub alpha: &'a Buf,
-    /// The tokens' sequences. A slot of a state is for one position ([`Delta::state_values`]).
-    pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
-    /// The operation itself.
-    pub shape: &'a Delta<'a>,
-    /// Scratch, `[tokens, channels]`.
-    pub mixed: &'a mut Buf,
-    /// `[tokens, v_heads · v_dim]`.
-    pub out: &'a mut Buf,
-}
-
-/// The tokens of one sequence in a call, like [`Sequence`], for a mixer with a state.
-pub struct Recurrent<'a, Buf> {
-    /// The number of tokens.
-    pub tokens: usize,
-    /// `[slots, values of a slot]`.
-    pub state: &'a mut Buf,
-    /// The slot to read: the state after the tokens before. `None` if there are none; the state is then zero.
-    pub from: Option<usize>,
-    /// The slot to write, a different one.
-    pub to: usize,
-}
-
-/// A mixer with a state that belongs to one position. It reads one slot of the state and writes another.
-pub enum Recur<'a, 's, Buf> {
-    /// A gated short convolution.
-    Conv(ConvCall<'a, 's, Buf>),
-    /// A gated delta net.
-    Delta(DeltaCall<'a, 's, Buf>),
-}
-
-/// The most inputs in a window of a gated delta net's convolution.
-pub const MAX_TAPS: usize = 4;
-
-/// A gated delta net, without its buffers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Delta<'a> {
-    /// Heads of queries and keys; divides `v_heads`.
-    pub k_heads: usize,
-    /// Heads of values, each with its own memory.
-    pub v_heads: usize,
-    /// Values of a key.
-    pub k_dim: usize,
-    /// Values of a value, a multiple of 16.
-    pub v_dim: usize,
-    /// Inputs in the convolution's window, the newest last: 2 to [`MAX_TAPS`].
-    pub taps: usize,
-    /// Whether value head `j` uses key head `j % k_heads`. Otherwise neighbouring value heads share one.
-    pub tiled: bool,
-    /// `[channels, taps]`: weights of the convolution.
-    pub conv: &'a [f32],
-    /// `[v_heads]`, negative: the rate of decay.
-    pub a: &'a [f32],
-    /// `[v_heads]`: added to the length of a step.
-    pub dt: &'a [f32],
-    /// `[v_dim]`: weights of each head's norm.
-    pub norm: &'a [f32],
-    /// Epsilon of that norm.
-    pub eps: f32,
-}
-
-impl Delta<'_> {
-    /// Channels of a token: all values of its queries, keys and values.
-    pub fn channels(&self) -> usize {
-        2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
-    }
-
-    /// Values of a state: the last inputs of the convolution, `[taps − 1, channels]`, oldest first, and the
-    /// heads' memory, `[v_heads, k_dim, v_dim]`.
-    pub fn state_values(&self) -> usize {
-        (self.taps - 1) * self.channels() + self.v_heads * self.k_dim * self.v_dim
-    }
-
-    /// The key head that a value head uses.
-    pub fn key_head(&self, head: usize) -> usize {
-        if self.tiled { head % self.k_heads } else { head / (self.v_heads / self.k_heads) }
-    }
 }
 
 /// A feed-forward block that every token passes through.
@@ -220,23 +144,6 @@ pub struct FeedCall<'a, Buf> {
     pub y: &'a mut Buf,
     /// The rows to which the result is added, `[tokens, d]`.
     pub x: Option<&'a mut Buf>,
-}
-
-/// A gated short convolution over tokens, for each channel. With a token's `[B, C, v]` the result is
-/// `C ⊙ conv(B ⊙ v)`; the last tap multiplies the token's own `B ⊙ v`.
-pub struct ConvCall<'a, 's, Buf> {
-    /// `[tokens, 3 · d]`: B, C and v, one after the other.
-    pub x: &'a Buf,
-    /// The sequences of the tokens. A slot of a state is `[taps - 1, d]`: the last inputs `B ⊙ v`, oldest first.
-    pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
-    /// `[d, taps]`, the newest tap last.
-    pub weight: &'a [f32],
-    /// `[d]`, added to the sums.
-    pub bias: Option<&'a [f32]>,
-    /// Values of `B ⊙ v` in the window of a token.
-    pub taps: usize,
-    /// `[tokens, d]`.
-    pub out: &'a mut Buf,
 }
 
 /// The direction of a copy of a layer's keys and values.

@@ -1,6 +1,6 @@
 //! Helpers shared by the tests of all backends.
 
-use super::{Backend, Delta, DeltaCall, Recur, Recurrent};
+use super::{Backend, Decay, Delta, DeltaCall, Gate, Recur, Recurrent};
 use crate::quant::{self, GgmlType, GroupParams, Level, Nested, Shape};
 
 /// All kinds of groups: size and storage of the parameters.
@@ -57,6 +57,7 @@ pub(super) struct Net {
     v_dim: usize,
     taps: usize,
     tiled: bool,
+    decay: Decay,
     conv: Vec<f32>,
     a: Vec<f32>,
     dt: Vec<f32>,
@@ -69,12 +70,14 @@ impl Net {
         (k_dim, v_dim): (usize, usize),
         taps: usize,
         tiled: bool,
+        decay: Decay,
     ) -> Net {
         let channels = 2 * k_heads * k_dim + v_heads * v_dim;
+        let decays = if decay == Decay::Heads { v_heads } else { v_heads * k_dim };
         Net {
             conv: values(channels * taps, 5),
             a: values(v_heads, 6).iter().map(|a| -0.05 - a.abs()).collect(),
-            dt: values(v_heads, 7),
+            dt: values(decays, 7),
             norm: values(v_dim, 8).iter().map(|v| 1.0 + v).collect(),
             ..Net {
                 k_heads,
@@ -83,6 +86,7 @@ impl Net {
                 v_dim,
                 taps,
                 tiled,
+                decay,
                 conv: vec![],
                 a: vec![],
                 dt: vec![],
@@ -92,15 +96,16 @@ impl Net {
     }
 
     pub(super) fn shape(&self) -> Delta<'_> {
-        let &Net { k_heads, v_heads, k_dim, v_dim, taps, tiled, .. } = self;
+        let &Net { k_heads, v_heads, k_dim, v_dim, taps, tiled, decay, .. } = self;
         let Net { conv, a, dt, norm, .. } = self;
-        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, conv, a, dt, norm, eps: 1e-6 }
+        let gate = if decay == Decay::Heads { Gate::Silu } else { Gate::Sigmoid };
+        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, decay, gate, conv, a, dt, norm, eps: 1e-6 }
     }
 }
 
 /// Random `[qkv, z, beta, alpha]` for `tokens` tokens.
 pub(super) fn rows(d: &Delta, tokens: usize) -> [Vec<f32>; 4] {
-    let widths = [d.channels(), d.v_heads * d.v_dim, d.v_heads, d.v_heads];
+    let widths = [d.channels(), d.v_heads * d.v_dim, d.v_heads, d.decays()];
     std::array::from_fn(|i| values(tokens * widths[i], 20 + i as u32))
 }
 
@@ -123,7 +128,7 @@ pub(super) fn in_calls<B: Backend>(
             qkv: &part(0, d.channels()),
             z: &part(1, width),
             beta: &part(2, d.v_heads),
-            alpha: &part(3, d.v_heads),
+            alpha: &mut part(3, d.decays()),
             sequences: &mut std::iter::once(Recurrent { tokens, state: &mut state, from: slot, to }),
             shape: d,
             mixed: &mut put(b, &vec![f32::NAN; tokens * d.channels()]),

@@ -47,9 +47,12 @@ const READ: [&str; 32] = [
 
 /// Keys read for families with gated delta nets. `rope.dimension_sections` needs no code: for text, all axes
 /// of the RoPE have the same position.
-const DELTA: [&str; 8] = [
+const DELTA: [&str; 11] = [
     "attention.recurrent_layers",
     "full_attention_interval",
+    "kda.gate_lower_bound",
+    "kda.head_dim",
+    "kda.safe_gate",
     "rope.dimension_sections",
     "ssm.conv_kernel",
     "ssm.group_count",
@@ -141,6 +144,10 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
             }
             "logit_scale" | "residual_scale" if family.multipliers => true,
             _ if DELTA.contains(&name) && family.delta.is_some() => true,
+            // Limits of activations, by layer; 0 means none.
+            "swiglu_clamp_exp" | "swiglu_clamp_shexp" => {
+                meta.f32s(key)?.is_some_and(|all| all.iter().all(|limit| *limit == 0.0))
+            }
             "attention.shared_kv_layers" | "embedding_length_per_layer_input" => {
                 family.per_layer || number == Some(0.0)
             }

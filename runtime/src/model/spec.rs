@@ -143,7 +143,7 @@ pub struct AttentionSpec {
     pub sinks: bool,
     /// Whether every projection must have a bias; otherwise any may have one.
     pub biases: bool,
-    /// Whether the attention output is gated.
+    /// Whether the attention output is gated: each value, or in latent attention each head.
     pub gated: bool,
 }
 
@@ -326,7 +326,11 @@ impl Spec {
 
     /// Values per token of the attention gates; 0 if there are none.
     pub fn gate_width(&self) -> usize {
-        self.most(|a| if a.gated { a.q_width() } else { 0 })
+        self.most(|a| match (a.gated, a.latent) {
+            (false, _) => 0,
+            (true, None) => a.q_width(),
+            (true, Some(_)) => a.heads,
+        })
     }
 
     /// Values per token of the convolutions' inputs; 0 if there are none.
@@ -384,12 +388,14 @@ fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
         return Ok(vec![keys.optional(NAME, MAX_HEADS)?; layers]);
     }
     let listed = keys.meta.u64s(&key)?.unwrap_or_default();
+    let blocks = keys.required("block_count", MAX_LAYERS)?;
     match listed.iter().find(|&&n| n > MAX_HEADS) {
-        _ if listed.len() != layers => {
+        // The list may continue with the layers of a draft head, which are not run.
+        _ if listed.len() != layers && listed.len() != blocks => {
             Err(Error::malformed(key, format!("{} entries for {layers} layers", listed.len())))
         }
         Some(n) => Err(Error::malformed(key, format!("{n} is more than the {MAX_HEADS} that are supported"))),
-        None => Ok(listed.into_iter().map(|n| Some(n as usize)).collect()),
+        None => Ok(listed.into_iter().take(layers).map(|n| Some(n as usize)).collect()),
     }
 }
 

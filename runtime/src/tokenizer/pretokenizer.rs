@@ -34,6 +34,8 @@ const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BAILING: &str =
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+/// From `tokenization_kimi.py`: like GPT-4o's, but Chinese characters are separate.
+const KIMI_K2: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK_V3: &[&str] = &[
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
@@ -88,6 +90,7 @@ const STYLES: &[Style] = &[
         ignore_merges: true,
         nfc: false,
     },
+    Style { names: &["kimi-k2"], cut: Cut::Expressions(&[KIMI_K2]), ignore_merges: true, nfc: false },
     Style { names: &["deepseek-llm"], cut: Cut::Expressions(DEEPSEEK_LLM), ignore_merges: false, nfc: false },
     Style { names: &["deepseek-v3"], cut: Cut::Expressions(DEEPSEEK_V3), ignore_merges: false, nfc: false },
 ];
@@ -147,6 +150,22 @@ mod tests {
         for (c, is) in [('\u{561}', false), ('\u{531}', true), ('\u{a790}', false), ('\u{a78b}', true)] {
             assert_eq!(is_letter(c), is, "{c:?}");
         }
+    }
+
+    /// Chinese characters are apart from other letters, and an ending stays with its word.
+    #[test]
+    fn scripts_are_apart_for_kimi_k2() {
+        use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+        let text = "它's abc中文def I'll 1234";
+        let pieces = |name: &str| {
+            let mut cut = PreTokenizedString::from(text);
+            find(name).unwrap().pre_tokenizer().pre_tokenize(&mut cut).unwrap();
+            let splits = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.iter().map(|(_, (from, to), _)| text[*from..*to].to_owned()).collect::<Vec<_>>()
+        };
+        let want = ["它", "'s", " abc", "中文", "def", " I'll", " ", "123", "4"];
+        assert_eq!(pieces("kimi-k2"), want);
+        assert_ne!(pieces("gpt-4o"), want);
     }
 
     #[test]

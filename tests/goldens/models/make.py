@@ -61,7 +61,12 @@ MINIMAX = dict(num_local_experts=8, num_experts_per_tok=3, intermediate_size=48,
 HUNYUAN = dict(num_experts=8, moe_topk=3, intermediate_size=48, head_dim=16)
 TRINITY = dict(num_experts=8, num_experts_per_tok=3, num_shared_experts=1, moe_intermediate_size=48, head_dim=32, num_hidden_layers=5,
                num_dense_layers=1, route_scale=2.5, sliding_window=10)
+KDA = dict(linear_head_dim=32, linear_num_heads=4, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, num_local_experts=8,
+           num_experts_per_tok=3, moe_intermediate_size=48, num_key_value_heads=4, num_hidden_layers=5)
+LING3 = dict(head_dim=32, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, num_local_experts=8, num_experts_per_tok=3,
+            moe_intermediate_size=48, num_key_value_heads=4, num_hidden_layers=5, first_k_dense_replace=1, rope_theta=6e6)
 EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64, patch_size=4, num_position_embeddings=16)
+kinds_of = lambda letters: [dict(F="full_attention", L="linear_attention")[letter] for letter in letters]
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
     "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
@@ -137,6 +142,12 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "afmoe": ("Afmoe", dict(**TRINITY, mup_enabled=True), "new"),
     "afmoe-plain": ("Afmoe", dict(**TRINITY, layer_types=["sliding_attention", "full_attention", "full_attention", "sliding_attention",
                                                           "full_attention"]), "new"),
+    "kimi-linear": ("KimiLinear", dict(KDA, layer_types=kinds_of("LLFLF"), mlp_layer_types=["dense"] + ["sparse"] * 4), "kimi"),
+    "kimi-linear-resaved": ("KimiLinear", dict(KDA, layer_types=kinds_of("FLLLF"), mlp_layer_types=["sparse", "dense"] + ["sparse"] * 3, q_lora_rank=40,
+                                               n_shared_experts=2, n_group=4, topk_group=2, norm_topk_prob=False, linear_conv_kernel_dim=3), "new"),
+    "bailingmoe3": ("BailingHybrid", dict(LING3, num_hidden_layers=6, layer_group_size=3, kda_lower_bound=-4.0, n_group=4, topk_group=2, q_lora_rank=40), "ling3"),
+    "bailingmoe3-resaved": ("BailingHybrid", dict(LING3, layer_types=kinds_of("LFLLF"), n_group=1, topk_group=1, norm_topk_prob=False, n_shared_experts=2,
+                                                  kda_safe_gate=False), "new"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -213,6 +224,41 @@ def publish(tensors, config):
     return sorted(out)
 
 
+KIMI = dict(max_position_embeddings="model_max_length", norm_topk_prob="moe_renormalize", n_group="num_expert_group", num_local_experts="num_experts",
+            num_experts_per_tok="num_experts_per_token", n_shared_experts="num_shared_experts")
+
+
+def kimi_style(config, tensors):
+    """Kimi Linear as it is published: layers are counted from one, and dense blocks have names of their own."""
+    c = {KIMI.get(key, key): value for key, value in config.items()}
+    types = c.pop("layer_types")
+    numbers = {kind: [i + 1 for i, t in enumerate(types) if t == kind] for kind in set(types)}
+    c["first_k_dense_replace"] = c.pop("mlp_layer_types").count("dense")
+    c["linear_attn_config"] = dict(full_attn_layers=numbers["full_attention"], kda_layers=numbers["linear_attention"], head_dim=c.pop("linear_head_dim"),
+                                   num_heads=c.pop("linear_num_heads"), short_conv_kernel_size=c.pop("linear_conv_kernel_dim"))
+    c |= dict(mla_use_nope=True, moe_layer_freq=1, moe_router_activation_func="sigmoid", rope_scaling=None, rope_theta=10000.0, use_grouped_topk=True)
+    for key in ("qk_head_dim",):
+        c.pop(key, None)
+    names = {f"block_sparse_moe.{part}_proj": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    for tensor in tensors:
+        for theirs, published in names.items():
+            tensor[0] = tensor[0].replace(theirs, published)
+    return c
+
+
+def ling3_style(config):
+    """Ling-3.0 as it is published."""
+    c = dict(config, architectures=["BailingMoeV3ForCausalLM"], head_dim=config["linear_head_dim"], no_kda_lora=True, rope_theta=6e6, rope_scaling=None,
+             gated_attention_proj_granularity_type="head_wise", score_function="sigmoid", moe_router_enable_expert_bias=True,
+             moe_shared_expert_intermediate_size=config["moe_intermediate_size"])
+    for key in ("linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim", "layer_types", "mlp_layer_types", "rope_parameters", "qk_head_dim"):
+        c.pop(key, None)
+    for ours, theirs in dict(KIMI, num_mtp_layers="num_nextn_predict_layers").items():
+        if theirs in c and ours not in ("num_local_experts", "num_mtp_layers", "n_shared_experts"):
+            c[ours] = c.pop(theirs)
+    return c
+
+
 def old_style(config):
     """The keys as written by transformers 4."""
     c = dict(config)
@@ -267,6 +313,8 @@ def make(name, prefix, changes, style):
             for key in sorted(f.keys()):
                 shape = list(f.get_slice(key).get_shape())
                 tensors.append([key, shape, *spread(key, shape, ones)])
+        if style == "kimi":
+            kimi_style(json.loads((folder / "config.json").read_text()), tensors)
         if style == "published":
             tensors = publish(tensors, json.loads((folder / "config.json").read_text()))
         arrays = {key: values(key, *rest) for key, *rest in tensors}
@@ -277,6 +325,10 @@ def make(name, prefix, changes, style):
             written = old_style(written)
         if style == "rotary_dim":
             written["rotary_dim"] = int(written.pop("partial_rotary_factor") * written["head_dim"])
+        if style == "kimi":
+            written = kimi_style(written, [])
+        if style == "ling3":
+            written = ling3_style(written)
         if style == "released":
             # As in checkpoints: one number for all layers of a kind.
             text = written["text_config"]
@@ -287,7 +339,7 @@ def make(name, prefix, changes, style):
         assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
         with torch.no_grad():
             logits = m.eval().float()(torch.tensor([TOKENS]), use_cache=False).logits[0].numpy()
-    if style == "draft":
+    if style in ("draft", "ling3"):
         # As published: one layer after those that are computed.
         layer, d = written["num_hidden_layers"], written["hidden_size"]
         extra = {"eh_proj.weight": [d, 2 * d], "enorm.weight": [d], "hnorm.weight": [d], "shared_head.norm.weight": [d], "mlp.gate.weight": [8, d]}

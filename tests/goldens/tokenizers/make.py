@@ -26,15 +26,29 @@ def smollm2(path):
     return tok
 
 
-def qwen3_5(texts):
-    """Ids with a list of ranks and the split of Qwen3.5's tokenizer.json, from `tiktoken`, for texts without special tokens."""
+def of_ranks(texts, cut, form=None):
+    """Ids with Qwen3.5's list of ranks and a split, from `tiktoken`, for texts without special tokens."""
     import base64, tiktoken, unicodedata
     lines = (FETCHED / "qwen3_5.tiktoken").read_bytes().split(b"\n")
     ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in lines if line)}
+    encoding = tiktoken.Encoding("of ranks", pat_str=cut, mergeable_ranks=ranks, special_tokens={})
+    return [encoding.encode(unicodedata.normalize(form, t) if form else t, disallowed_special=()) for t in texts]
+
+
+def qwen3_5(texts):
+    """The cut of Qwen3.5's tokenizer.json."""
     cut = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
            r"|\s+(?!\S)|\s+")
-    encoding = tiktoken.Encoding("qwen3_5", pat_str=cut, mergeable_ranks=ranks, special_tokens={})
-    return [encoding.encode(unicodedata.normalize("NFC", t), disallowed_special=()) for t in texts]
+    return of_ranks(texts, cut, "NFC")
+
+
+def kimi_k2(texts):
+    """The cut of Kimi K2's tokenization_kimi.py, which is made for `tiktoken`."""
+    upper, lower = (rf"[\p{{{a}}}\p{{{b}}}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for a, b in (("Lu", "Lt"), ("Ll", "Ll")))
+    end = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    before = r"[^\r\n\p{L}\p{N}]?"
+    return of_ranks(texts, "|".join([r"[\p{Han}]+", before + upper + "*" + lower + "+" + end, before + upper + "+" + lower + "*" + end, r"\p{N}{1,3}",
+                                     r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"]))
 
 
 def main():
@@ -49,6 +63,7 @@ def main():
         tok = smollm2(sys.argv[sys.argv.index("--smollm2") + 1])
         ids["smollm2"] = [tok.encode(t).ids for t in texts]
     ids["qwen3_5"] = qwen3_5(texts)
+    ids["kimi_k2"] = kimi_k2(texts)
     (HERE / "ids.json").write_text(json.dumps(ids, separators=(",", ":")))
     print(len(texts), "strings;", {k: sum(map(len, v)) for k, v in ids.items()})
 

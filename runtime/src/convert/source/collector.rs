@@ -2,6 +2,7 @@
 //!
 //! Names are canonical already, but untrusted: sizes and numbers are checked here, once for all formats.
 
+use super::joined::{self, Part, Parts};
 use super::{Layout, Piece, Pieces, Source, Tensor};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub(super) struct Collector {
     /// Experts that came one by one, by their position in `tensors`. These are maps and not lists: a hostile
     /// name can claim any expert number, and must not allocate memory for all numbers below it.
     stacks: BTreeMap<usize, BTreeMap<usize, Piece>>,
+    /// Tensors that come in parts.
+    parts: Parts,
 }
 
 impl Collector {
@@ -39,6 +42,12 @@ impl Collector {
         }
         if pieces.count() > MAX_EXPERTS {
             return wrong(format!("has {} experts; at most {MAX_EXPERTS} are supported", pieces.count()));
+        }
+        if let Some(index) = place.part {
+            let (&[rows, cols], Some(piece), Layout::Rows) = (&shape[..], pieces.get(0), layout) else {
+                return wrong(format!("has a part of shape {shape:?}, which must be a matrix"));
+            };
+            return self.parts.add(place.name, index, Part { piece, rows, cols, ty });
         }
         let (Some(expert), Some(piece)) = (place.expert, pieces.get(0)) else {
             if self.index.contains_key(&place.name) {
@@ -92,6 +101,15 @@ impl Collector {
         files: Vec<(PathBuf, Bytes)>,
         others: Vec<PathBuf>,
     ) -> Result<Source> {
+        for (name, parts) in std::mem::take(&mut self.parts).finish()? {
+            if self.index.contains_key(&name) {
+                return Err(Error::malformed(format!("tensor `{name}`"), "appears both whole and in parts"));
+            }
+            let rows = parts.iter().map(|part| part.rows).fold(0, usize::saturating_add);
+            let (shape, ty) = (vec![rows, parts[0].cols], joined::common_type(&parts));
+            let pieces = Pieces::Each(parts.iter().map(|part| part.piece).collect());
+            self.push(name, shape, ty, pieces, Layout::Joined(parts));
+        }
         for (at, stack) in self.stacks {
             let t = &mut self.tensors[at];
             let n = stack.last_key_value().map_or(0, |(&last, _)| last + 1);

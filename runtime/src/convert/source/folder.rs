@@ -2,6 +2,7 @@
 
 use super::collector::Collector;
 use super::heads::{self, Grouped};
+use super::joined::Nets;
 use super::packed::Blocks;
 use super::{Layout, Piece, Pieces, Source};
 use crate::convert::name::model_name;
@@ -48,7 +49,8 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     let tied = hf::is_tied(&config).map_err(|e| e.at(&config_path))?;
     let mut head = false;
     let dialect = families::dialect(&config).map_err(|e| e.at(&config_path))?;
-    let mut collected = Collected { grouped: Grouped::of(&metadata)?, ..Collected::default() };
+    let mut collected =
+        Collected { grouped: Grouped::of(&metadata)?, nets: Nets::of(&metadata), ..Collected::default() };
     let layers = metadata.u64(&format!("{}.block_count", dialect.architecture))?.unwrap_or(0);
     let mut files = Vec::new();
     let mut left_out = BTreeMap::<&str, usize>::new();
@@ -156,6 +158,7 @@ struct Collected {
     collector: Collector,
     blocks: Blocks,
     grouped: Grouped,
+    nets: Nets,
 }
 
 impl Collected {
@@ -164,6 +167,9 @@ impl Collected {
             let what = format!("tensor `{}` is not part of a supported model", entry.name);
             return Err(Error::unsupported(what));
         };
+        // Delta nets have names of attention for some of their tensors.
+        let ours = places.iter().find_map(|place| self.nets.place(&place.name));
+        let places = ours.map_or(places, |place| vec![place]);
         let shape = sides(&entry.shape, &places);
         for place in places {
             if place.form != Form::Values {
@@ -195,6 +201,7 @@ impl Collected {
 fn sides(shape: &[usize], places: &[Place]) -> Vec<usize> {
     match *shape {
         [1, n] if places.iter().all(|p| p.expert.is_none()) => vec![n],
+        [1, 1, n, 1] => vec![n],
         [channels, 1, taps] if places.iter().all(|p| !p.name.contains("_exps.")) => vec![channels, taps],
         _ => shape.to_vec(),
     }

@@ -3,12 +3,13 @@
 
 use super::collector::Collector;
 use super::heads::{self, Grouped};
+use super::joined::Nets;
 use super::{Layout, Piece, Pieces, Source};
 use crate::error::{Error, Result};
 use crate::format::dollop;
-use crate::format::hf::{Heads, Place};
+use crate::format::hf::{Heads, Place, Stored};
 use crate::format::{Gguf, Metadata, TensorInfo};
-use crate::model::families::Family;
+use crate::model::families::{Deltas, Family};
 use crate::store;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -68,6 +69,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
         metadata.insert("dollop.router.choice_bias", parsed.iter().any(bias));
     }
     let grouped = Grouped::of(&metadata).map_err(|e| e.at(path))?;
+    let nets = Nets::of(&metadata);
     let draft = draft_blocks(&metadata).map_err(|e| e.at(path))?;
     let mut collector = Collector::default();
     let mut left_out = 0;
@@ -77,7 +79,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
                 left_out += 1;
                 continue;
             }
-            add(&mut collector, file, t, family, &grouped).map_err(|e| e.at(&files[file].0))?;
+            add(&mut collector, file, t, family, (&grouped, &nets)).map_err(|e| e.at(&files[file].0))?;
         }
     }
     if left_out > 0 {
@@ -180,7 +182,7 @@ fn add(
     file: usize,
     t: &TensorInfo,
     family: Option<&Family>,
-    grouped: &Grouped,
+    (grouped, nets): (&Grouped, &Nets),
 ) -> Result<()> {
     let mut shape: Vec<usize> = t.shape.iter().rev().map(|&n| n as usize).collect();
     // Old Mixtral files have one tensor per expert: `blk.0.ffn_gate.3.weight`.
@@ -197,11 +199,25 @@ fn add(
     if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
         shape.remove(0);
     }
+    // Convolutions and decays of delta nets have further sides of one.
+    if shape.len() > 2 && t.name.contains(".ssm_conv1d") {
+        shape.retain(|&n| n != 1);
+    }
+    if t.name.ends_with(".ssm_a") {
+        shape = vec![shape.iter().copied().fold(1, usize::saturating_mul)];
+    }
+    let ours = nets.place(&place.name);
+    let is_net = ours.is_some();
+    let mut place = ours.unwrap_or(place);
+    let positive = |of: &Family| matches!(of.delta, Some(Deltas::Channels { positive: true, .. }));
+    if t.name.ends_with(".ssm_a") && family.is_some_and(positive) {
+        place.stored = Stored::Negated;
+    }
     // Join the matrices of all heads into one.
     if let ([heads, rows, cols], true) = (&shape[..], of_heads(&place.name, family)) {
         shape = vec![heads.saturating_mul(*rows), *cols];
     }
-    if let Some(parts) = taken_apart(&place.name, family) {
+    if let Some(parts) = taken_apart(&place.name, family).filter(|_| !is_net) {
         let whole = Piece { file, offset: t.offset as usize, len: t.n_bytes as usize };
         for (name, heads) in parts {
             let place = Place::of_heads(name, heads);

@@ -6,25 +6,116 @@ use crate::format::Metadata;
 use serde_json::Value as Json;
 
 /// Keys that this module reads, or that are the same in all such models.
-pub(super) const READ: [&str; 10] = [
+pub(super) const READ: [&str; 23] = [
     "attn_output_gate",
     "full_attention_interval",
+    "expert_swiglu_limit_list",
+    "gated_attention_proj_granularity_type",
+    "kda_lower_bound",
+    "kda_safe_gate",
+    "layer_group_size",
+    "linear_attn_config",
     "linear_conv_kernel_dim",
+    "linear_head_dim",
     "linear_key_head_dim",
+    "linear_num_heads",
     "linear_num_key_heads",
     "linear_num_value_heads",
     "linear_value_head_dim",
     "mamba_ssm_dtype",
+    "mla_use_nope",
     // These belong to a draft head, which we leave out.
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
+    "no_kda_lora",
+    "share_expert_swiglu_limit_list",
+    "short_conv_kernel_size",
+    "use_grouped_topk",
 ];
+
+/// The kinds of gated delta nets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delta {
+    /// A head's memory fades as a whole. Layers are such nets, except those that `layer_types` or
+    /// `full_attention_interval` selects.
+    Heads,
+    /// Each value of a key fades by itself.
+    Channels,
+}
 
 /// Writes the GGUF keys for dimensions, and for which layers are delta nets.
 pub(super) fn layers(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
-    if !dialect.delta {
-        return Ok(());
+    match dialect.delta {
+        None => Ok(()),
+        Some(Delta::Heads) => of_heads(c, dialect, m),
+        Some(Delta::Channels) => of_channels(c, dialect, m),
     }
+}
+
+/// Refuses variants that no published model with such nets has, or that are not computed.
+fn check_channels(c: &Config) -> Result<()> {
+    let refused = |key: &str| Err(Error::unsupported(format!("config.json: this {key} is not supported")));
+    for key in ["mla_use_nope", "no_kda_lora"] {
+        if c.bool(key)? == Some(false) {
+            return refused(key);
+        }
+    }
+    let gates = "gated_attention_proj_granularity_type";
+    if c.str(gates)?.is_some_and(|kind| kind != "head_wise") {
+        return refused(gates);
+    }
+    let none = |v: &Json| v.is_null() || v.as_f64() == Some(0.0);
+    for key in ["expert_swiglu_limit_list", "share_expert_swiglu_limit_list"] {
+        if c.get(key).is_some_and(|all| !all.as_array().is_some_and(|all| all.iter().all(none))) {
+            return refused(key);
+        }
+    }
+    Ok(())
+}
+
+/// Nets whose memory fades channel by channel. Published configurations have an object with numbers of layers, counted from one.
+fn of_channels(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
+    check_channels(c)?;
+    let nested = match c.get("linear_attn_config") {
+        None => None,
+        Some(Json::Object(of)) => Some(Config { json: of.clone() }),
+        Some(_) => return Err(Config::wrong("linear_attn_config", "an object")),
+    };
+    let number = |inner: &str, outer: &str, last: &str| -> Result<Option<u64>> {
+        let nested = nested.as_ref().map_or(Ok(None), |of| of.u64(inner))?;
+        Ok(nested.or(c.u64(outer)?).or(c.u64(last)?))
+    };
+    let attention = c.require_u64("num_attention_heads")?;
+    let heads = number("num_heads", "linear_num_heads", "num_attention_heads")?.unwrap_or(attention);
+    if heads != attention {
+        let what =
+            format!("config.json: {heads} linear heads beside {attention} of attention are not supported");
+        return Err(Error::unsupported(what));
+    }
+    let arch = dialect.architecture;
+    // Some writers put the rotated part of attention's heads in `head_dim`, and then have the other key.
+    super::number(m, arch, "kda.head_dim", number("head_dim", "linear_head_dim", "head_dim")?)?;
+    let taps = number("short_conv_kernel_size", "linear_conv_kernel_dim", "short_conv_kernel_size")?;
+    super::number(m, arch, "ssm.conv_kernel", Some(taps.unwrap_or(4)))?;
+    if let Some(safe) = c.bool("kda_safe_gate")? {
+        m.insert(format!("{arch}.kda.safe_gate"), safe);
+        m.insert(format!("{arch}.kda.gate_lower_bound"), c.f64("kda_lower_bound")?.unwrap_or(-5.0) as f32);
+    }
+    let layers = c.require_u64("num_hidden_layers")?;
+    let is_delta = match nested.as_ref().and_then(|of| of.get("full_attn_layers")) {
+        Some(Json::Array(all)) => (1..=layers).map(|n| !all.iter().any(|v| v.as_u64() == Some(n))).collect(),
+        Some(_) => return Err(Config::wrong("linear_attn_config", "a list of full_attn_layers")),
+        None => match (listed(c, layers)?, c.u64("layer_group_size")?) {
+            (Some(listed), _) => listed,
+            (None, Some(group)) => (1..=layers).map(|n| !n.is_multiple_of(group.max(1))).collect(),
+            (None, None) => return Err(Config::wrong("layer_types", "an array")),
+        },
+    };
+    m.insert(format!("{arch}.attention.recurrent_layers"), is_delta);
+    Ok(())
+}
+
+fn of_heads(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     if c.bool("attn_output_gate")? == Some(false) {
         return Err(Error::unsupported("config.json: attn_output_gate false is not supported"));
     }
@@ -43,24 +134,33 @@ pub(super) fn layers(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<
     // GGUF files may order value heads differently.
     m.insert("dollop.delta.tiled", false);
     let layers = c.require_u64("num_hidden_layers")?;
-    let is_delta = match c.get("layer_types") {
-        Some(Json::Array(all)) => all.iter().map(kind).collect::<Result<Vec<bool>>>()?,
-        Some(_) => return Err(Config::wrong("layer_types", "an array")),
+    let is_delta = match listed(c, layers)? {
+        Some(listed) => listed,
         None => {
             let interval = c.u64("full_attention_interval")?.unwrap_or(INTERVAL).max(1);
             (1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect()
         }
     };
-    if is_delta.len() as u64 != layers {
-        let what = format!("{} entries for {layers} layers", is_delta.len());
-        return Err(Error::malformed("config.json: layer_types", what));
-    }
     m.insert(format!("{}.attention.recurrent_layers", dialect.architecture), is_delta);
     Ok(())
 }
 
 /// Every n-th layer has attention, by default.
 const INTERVAL: u64 = 4;
+
+/// Which layers are delta nets, by `layer_types`.
+fn listed(c: &Config, layers: u64) -> Result<Option<Vec<bool>>> {
+    let is_delta = match c.get("layer_types") {
+        Some(Json::Array(all)) => all.iter().map(kind).collect::<Result<Vec<bool>>>()?,
+        Some(_) => return Err(Config::wrong("layer_types", "an array")),
+        None => return Ok(None),
+    };
+    if is_delta.len() as u64 != layers {
+        let what = format!("{} entries for {layers} layers", is_delta.len());
+        return Err(Error::malformed("config.json: layer_types", what));
+    }
+    Ok(Some(is_delta))
+}
 
 /// Whether a layer of this type is a delta net.
 fn kind(layer_type: &Json) -> Result<bool> {

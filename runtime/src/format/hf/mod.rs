@@ -13,6 +13,7 @@ mod positions;
 mod routers;
 mod small;
 
+pub use delta::Delta;
 pub use generation::sampling;
 pub use places::{Cut, Form, Heads, Place, Stacks, Stored, left_out, places};
 pub use routers::Sparse;
@@ -75,9 +76,12 @@ pub struct Dialect {
     pub flags: &'static [(&'static str, bool)],
     /// The default rotated share of a head; `None` if heads always rotate fully.
     pub partial_rotary: Option<f64>,
-    /// Whether layers are gated delta nets, except those that `layer_types` or `full_attention_interval`
-    /// selects.
-    pub delta: bool,
+    /// The kind of gated delta nets, if some layers are such nets (see `delta`).
+    pub delta: Option<Delta>,
+    /// The classes (`architectures`) of this `model_type` that are supported; empty for all.
+    pub classes: &'static [&'static str],
+    /// Keys with another name, as pairs of the usual name and the other.
+    pub aliases: &'static [(&'static str, &'static str)],
     /// Whether the query projection contains the gate's rows, head by head.
     pub gate_in_q: bool,
     /// Whether rows of queries and keys that rotate together are neighbours, as in most GGUF files of such
@@ -125,7 +129,9 @@ impl Dialect {
         numbers: &[],
         flags: &[],
         partial_rotary: None,
-        delta: false,
+        delta: None,
+        classes: &[],
+        aliases: &[],
         gate_in_q: false,
         interleaved: false,
     };
@@ -343,6 +349,11 @@ pub fn model_type(text: &str) -> Result<(String, Vec<String>)> {
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let mut c = Config { json: of_text(text)? };
     let arch = dialect.architecture;
+    for (usual, other) in dialect.aliases {
+        if let Some(value) = c.json.remove(*other) {
+            c.json.entry(*usual).or_insert(value);
+        }
+    }
     for (key, number) in dialect.numbers {
         c.json.entry(*key).or_insert_with(|| (*number).into());
     }
@@ -378,7 +389,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .filter(|k| !(dialect.conv && conv::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.sparse.is_some() && routers::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.latent && latent::READ.contains(&k.as_str())))
-        .filter(|k| !(dialect.delta && delta::READ.contains(&k.as_str())))
+        .filter(|k| !(dialect.delta.is_some() && delta::READ.contains(&k.as_str())))
         .cloned()
         .collect();
     if !unused.is_empty() {
@@ -404,6 +415,13 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
             let what = format!("config.json: {key} `{act}` is not supported; `{want}` is");
             return Err(Error::unsupported(what));
         }
+    }
+    if let Some(Json::Array(named)) = c.get("architectures").filter(|_| !dialect.classes.is_empty())
+        && !named.iter().any(|name| name.as_str().is_some_and(|name| dialect.classes.contains(&name)))
+    {
+        let what =
+            format!("config.json: architectures {named:?} are not supported; {:?} are", dialect.classes);
+        return Err(Error::unsupported(what));
     }
     // `vision` means bidirectional attention only among image tokens, and we have none.
     let harmless =

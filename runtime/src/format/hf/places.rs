@@ -1,7 +1,7 @@
 //! Maps names of Hugging Face tensors to canonical (GGUF) names, with the transformation that each tensor
 //! needs.
 
-use super::Dialect;
+use super::{Delta, Dialect};
 
 /// One destination of a Hugging Face tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,9 @@ pub struct Place {
     pub form: Form,
     /// How stored numbers map to the real ones.
     pub stored: Stored,
+    /// Which part it is of a tensor that the file holds as several, whose rows follow one another; and how many
+    /// parts there are.
+    pub part: Option<(usize, usize)>,
 }
 
 /// How the stored numbers of a tensor map to those used in computing.
@@ -28,6 +31,8 @@ pub enum Stored {
     Plain,
     /// Stored minus one.
     LessOne,
+    /// Stored without its sign.
+    Negated,
     /// Stored as the logarithm of the negated number.
     LogNegated,
 }
@@ -38,6 +43,7 @@ impl Stored {
         match self {
             Stored::Plain => {}
             Stored::LessOne => values.iter_mut().for_each(|value| *value += 1.0),
+            Stored::Negated => values.iter_mut().for_each(|value| *value = -*value),
             Stored::LogNegated => values.iter_mut().for_each(|value| *value = -value.exp()),
         }
     }
@@ -108,7 +114,8 @@ pub enum Stacks {
 impl Place {
     /// The whole tensor, unchanged.
     pub fn whole(name: String, expert: Option<usize>) -> Place {
-        Place { name, expert, cut: Cut::Whole, turned: false, form: Form::Values, stored: Stored::Plain }
+        let (cut, form, stored) = (Cut::Whole, Form::Values, Stored::Plain);
+        Place { name, expert, cut, turned: false, form, stored, part: None }
     }
 }
 
@@ -175,6 +182,32 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
     Some(two.map(|(part, heads)| Place::of_heads(blk(&format!("{part}.{leaf}")), heads)).into())
 }
 
+/// The destination of a tensor that only delta nets with a decay per channel have. Their other tensors have the
+/// names of attention's.
+fn channels(name: &str, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
+    let part = match name.strip_prefix("self_attn.")? {
+        "A_log" => {
+            let place = Place::whole(blk("ssm_a"), None);
+            return Some(vec![Place { stored: Stored::LogNegated, ..place }]);
+        }
+        "dt_bias" => "ssm_dt.bias",
+        "q_conv1d.weight" => "ssm_conv1d_q.weight",
+        "k_conv1d.weight" => "ssm_conv1d_k.weight",
+        "v_conv1d.weight" => "ssm_conv1d_v.weight",
+        "f_a_proj.weight" => "ssm_f_a.weight",
+        "f_proj.weight" => "ssm_f_a.weight",
+        // Of delta nets; of latent attention it is the gate of each head.
+        "g_proj.weight" => "attn_gate.weight",
+        "f_b_proj.weight" => "ssm_f_b.weight",
+        "g_a_proj.weight" => "ssm_g_a.weight",
+        "g_b_proj.weight" => "ssm_g_b.weight",
+        "b_proj.weight" => "ssm_beta.weight",
+        "o_norm.weight" => "ssm_norm.weight",
+        _ => return None,
+    };
+    Some(vec![Place::whole(blk(part), None)])
+}
+
 /// The part of the model that a tensor belongs to, if it is left out: an entry of [`Dialect::left_out`], or
 /// the draft head after the `layers` layers.
 pub fn left_out(name: &str, dialect: &Dialect, layers: u64) -> Option<&'static str> {
@@ -220,7 +253,9 @@ fn common(module: &str) -> Option<&'static str> {
         "linear_attn.conv1d" => Some("ssm_conv1d"),
         "linear_attn.norm" => Some("ssm_norm"),
         "linear_attn.out_proj" => Some("ssm_out"),
-        "self_attn.o_proj" | "self_attn.out_proj" | "attention.dense" => Some("attn_output"),
+        "self_attn.o_proj" | "self_attn.out_proj" | "self_attn.dense" | "attention.dense" => {
+            Some("attn_output")
+        }
         "self_attn.q_norm"
         | "self_attn.q_layernorm"
         | "self_attn.query_layernorm"
@@ -229,9 +264,9 @@ fn common(module: &str) -> Option<&'static str> {
         | "self_attn.k_layernorm"
         | "self_attn.key_layernorm"
         | "attention.key_layernorm" => Some("attn_k_norm"),
-        "mlp.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
-        "mlp.up_proj" | "feed_forward.w3" => Some("ffn_up"),
-        "mlp.down_proj" | "feed_forward.w2" => Some("ffn_down"),
+        "mlp.gate_proj" | "block_sparse_moe.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
+        "mlp.up_proj" | "block_sparse_moe.up_proj" | "feed_forward.w3" => Some("ffn_up"),
+        "mlp.down_proj" | "block_sparse_moe.down_proj" | "feed_forward.w2" => Some("ffn_down"),
         "mlp.gate"
         | "mlp.gate.wg"
         | "mlp.router"
@@ -239,16 +274,19 @@ fn common(module: &str) -> Option<&'static str> {
         | "block_sparse_moe.router.layer"
         | "feed_forward.gate" => Some("ffn_gate_inp"),
         "shared_mlp.output_linear" => Some("ffn_down_shexp"),
-        "mlp.shared_expert.gate_proj" | "mlp.shared_experts.gate_proj" | "mlp.shared_mlp.gate_proj" => {
-            Some("ffn_gate_shexp")
-        }
-        "mlp.shared_expert.up_proj" | "mlp.shared_experts.up_proj" | "mlp.shared_mlp.up_proj" => {
-            Some("ffn_up_shexp")
-        }
-        "mlp.shared_expert.down_proj" | "mlp.shared_experts.down_proj" | "mlp.shared_mlp.down_proj" => {
-            Some("ffn_down_shexp")
-        }
         "mlp.shared_expert_gate" => Some("ffn_gate_inp_shexp"),
+        _ => shared(module),
+    }
+}
+
+/// The canonical name of a matrix of the shared experts.
+fn shared(module: &str) -> Option<&'static str> {
+    let prefixes =
+        ["mlp.shared_expert.", "mlp.shared_experts.", "mlp.shared_mlp.", "block_sparse_moe.shared_experts."];
+    match prefixes.iter().find_map(|prefix| module.strip_prefix(prefix))? {
+        "gate_proj" => Some("ffn_gate_shexp"),
+        "up_proj" => Some("ffn_up_shexp"),
+        "down_proj" => Some("ffn_down_shexp"),
         _ => None,
     }
 }
@@ -284,6 +322,8 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
         _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let moved = rest.strip_prefix("attention.").map(|rest| format!("self_attn.{rest}"));
+    let rest = moved.as_deref().unwrap_or(rest);
     let layer: usize = layer.parse().ok()?;
     let blk = |part: &str| format!("blk.{layer}.{part}");
     if rest.starts_with("self_attn.rotary_emb") {
@@ -308,6 +348,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
             | "mlp.gate.e_score_correction_bias"
             | "mlp.moe_statics.e_score_correction_bias"
             | "block_sparse_moe.e_score_correction_bias"
+            | "block_sparse_moe.gate.e_score_correction_bias"
     ) {
         return one(blk("exp_probs_b.bias"), None);
     }
@@ -323,7 +364,8 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
         _ => {}
     }
     let several = || if dialect.latent { latent(rest, &blk) } else { None };
-    if let Some(places) = delta(rest, dialect, &blk).or_else(several) {
+    let of_channels = || if dialect.delta == Some(Delta::Channels) { channels(rest, &blk) } else { None };
+    if let Some(places) = delta(rest, dialect, &blk).or_else(of_channels).or_else(several) {
         return Some(places);
     }
     let (module, leaf) = rest.rsplit_once('.')?;

@@ -143,6 +143,8 @@ fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
             }
             m.insert(key("dimension_count"), (of as f64 * part) as u32);
         }
+        // Latent attention rotates a part of its own, whatever this number says.
+        None if dialect.latent => {}
         None if part.is_some_and(|part| part != 1.0) && kind != "proportional" => {
             let part = part.unwrap_or_default();
             let what = format!("config.json: partial_rotary_factor {part} is not supported; 1 is");

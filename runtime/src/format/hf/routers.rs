@@ -22,7 +22,7 @@ impl Sparse {
 }
 
 /// Keys that this module reads.
-pub(super) const READ: [&str; 34] = [
+pub(super) const READ: [&str; 35] = [
     "aux_loss_alpha",
     "ep_size",
     "first_k_dense_replace",
@@ -37,11 +37,12 @@ pub(super) const READ: [&str; 34] = [
     "moe_norm_min",
     "moe_num_experts",
     "moe_num_shared_experts",
-    // Not needed: the tensors show whether there is a bias, and how wide the shared expert is.
+    // Not needed: the tensors show whether there is a bias.
     "moe_router_enable_expert_bias",
     "moe_shared_expert_intermediate_size",
     "moe_topk",
     "moe_layer_freq",
+    "mtp_loss_scaling_factor",
     "n_group",
     "n_routed_experts",
     "n_shared_experts",
@@ -91,6 +92,7 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
     number("expert_count", Some(experts))?;
     number("expert_used_count", Some(top_k))?;
     number("expert_feed_forward_length", Some(width))?;
+    number("expert_shared_feed_forward_length", c.u64("moe_shared_expert_intermediate_size")?)?;
     number("expert_shared_count", first(c, &SHARED)?)?;
     number("leading_dense_block_count", first(c, &DENSE)?)?;
     let sigmoid = match c.str("scoring_func")?.or(c.str("score_function")?).or(c.str("score_func")?) {

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::experts::Expert;
 use crate::kernels::{
     Absorbed, Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ConvCall, DeltaCall,
-    ExpertJob, Feed, FeedCall, Flow, HeadsCall, KvCopy, KvPart, Linear, LinearCall, Placing, Projected,
-    Recur, Recurrent, Routed, Score, Sequence, SumCall, Summed, Times,
+    ExpertJob, Feed, FeedCall, Flow, Gated, HeadsCall, KvCopy, KvPart, Linear, LinearCall, Placing,
+    Projected, Recur, Recurrent, Routed, Score, Sequence, SumCall, Summed, Times,
 };
 use crate::quant::Matrix;
 use std::sync::PoisonError;
@@ -196,27 +196,34 @@ impl Backend for CpuBackend {
             self.heads(HeadsCall { matrix, heads, x: q, tokens, kept: how.rope.dims, out });
             std::mem::swap(q, out);
         }
-        let (mut row, mut v_dim) = (0, 0);
+        let (mut row, mut head) = (0, 0);
         for Sequence { pos, tokens, kv } in sequences {
             let (q, k) = (&mut q[row * q_width..], &mut k[row * kv_width..]);
             // A latent is also the value.
             let v = if how.latent { &mut [][..] } else { &mut v[row * kv_width..] };
             let written = if shared { None } else { Some(&mut *kv) };
             self.place([&mut *q, k, v], how, pos, tokens, written);
-            v_dim = kv.v_dim;
-            self.attention(q, kv, pos, tokens, shape, &mut out[row * heads * v_dim..]);
+            head = kv.v_dim;
+            self.attention(q, kv, pos, tokens, shape, &mut out[row * heads * head..]);
             row += tokens;
         }
         debug_assert_eq!(row, tokens, "every row is one sequence's");
         if let Some(Absorbed { values: matrix, .. }) = absorbed {
             self.heads(HeadsCall { matrix, heads, x: out, tokens, kept: 0, out: q });
             std::mem::swap(q, out);
+            head = matrix.rows() / heads;
         }
-        if let Some(gate) = gate {
-            let width = heads * v_dim;
+        if let Some(Gated { by, heads: whole }) = gate {
+            let width = heads * head;
             self.pool.operation("gate");
-            self.each_row(&mut out[..tokens * width], width, &|t, out| {
-                math::times_sigmoid(out, &gate[t * width..][..width]);
+            self.each_row(&mut out[..tokens * width], width, &|t, out| match whole {
+                false => math::times_sigmoid(out, &by[t * width..][..width]),
+                true => {
+                    for (out, gate) in out.chunks_exact_mut(head).zip(&by[t * heads..]) {
+                        let factor = math::sigmoid(*gate);
+                        out.iter_mut().for_each(|out| *out *= factor);
+                    }
+                }
             });
         }
     }
@@ -272,7 +279,7 @@ impl CpuBackend {
                 qkv: &qkv[row * channels..],
                 z: &z[row * width..],
                 beta: &beta[row * heads..],
-                alpha: &alpha[row * heads..],
+                alpha: &mut alpha[row * shape.decays()..],
                 mixed: &mut mixed[row * channels..],
                 out: &mut out[row * width..],
             };

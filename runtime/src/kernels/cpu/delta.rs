@@ -1,8 +1,8 @@
 //! The gated delta net (arXiv 2412.06464): a short convolution, a memory that is corrected token by token, a gated norm.
 //!
 //! A head's memory `S` maps keys to values. A token lets it fade, reads what it holds for the token's key, and writes the
-//! difference to the token's value: `S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq`. Tokens are taken in order, each column of `S` by
-//! itself: results depend neither on how tokens are cut into calls nor on threads. A task has some columns of one head, which stay
+//! difference to the token's value: `S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq`, where γ is one number or one for each value of a
+//! key. Tokens are taken in order, each column of `S` by itself: results depend neither on how tokens are cut into calls nor on threads. A task has some columns of one head, which stay
 //! in the first cache for all tokens of a call.
 #![allow(unsafe_code)]
 
@@ -12,7 +12,7 @@ use super::lanes::Lanes;
 use super::math;
 use super::pool::Pool;
 use super::rows::each_row;
-use crate::kernels::{Delta, MAX_TAPS};
+use crate::kernels::{Decay, Delta, Gate, MAX_TAPS};
 
 /// Columns that lie in one [`Lanes`].
 const LANES: usize = 16;
@@ -31,8 +31,8 @@ pub(super) struct Rows<'a> {
     pub(super) z: &'a [f32],
     /// `[tokens, v_heads]`.
     pub(super) beta: &'a [f32],
-    /// `[tokens, v_heads]`.
-    pub(super) alpha: &'a [f32],
+    /// `[tokens, decays]`: lengths of steps, of which decays are made in place.
+    pub(super) alpha: &'a mut [f32],
     /// Scratch, `[tokens, channels]`.
     pub(super) mixed: &'a mut [f32],
     /// `[tokens, v_heads · v_dim]`.
@@ -79,8 +79,16 @@ pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows,
         )
     });
     keep(inputs, qkv, channels);
+    let decays = &mut alpha[..tokens * d.decays()];
+    pool.operation("decay");
+    each_row(pool, decays, d.decays(), &|_, row| {
+        isa.run(
+            #[inline(always)]
+            || decay(d, row),
+        )
+    });
     pool.operation("delta rule");
-    let call = Call { d, tokens, mixed, beta, alpha };
+    let call = Call { d, tokens, mixed, beta, decays };
     let [from, to] = [from.unwrap_or(to), to].map(|slot| slot * values + kept);
     remember(pool, isa, &call, (state, from, to), out);
     pool.operation("gated norm");
@@ -91,7 +99,10 @@ pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows,
                 let z = z[t * width..][..width].chunks_exact(d.v_dim);
                 for (out, z) in out.chunks_exact_mut(d.v_dim).zip(z) {
                     math::rms_norm_in_place(out, d.norm, d.eps);
-                    math::times_silu(out, z);
+                    match d.gate {
+                        Gate::Silu => math::times_silu(out, z),
+                        Gate::Sigmoid => math::times_sigmoid(out, z),
+                    }
                 }
             },
         )
@@ -114,6 +125,20 @@ fn convolve<const TAPS: usize>(d: &Delta, inputs: &[f32], x: &[f32], t: usize, t
     math::silu(to);
 }
 
+/// What is left of each part of the memory after a token's step.
+#[inline(always)]
+fn decay(d: &Delta, row: &mut [f32]) {
+    let heads = row.chunks_exact_mut(d.decays() / d.v_heads).zip(d.dt.chunks_exact(d.decays() / d.v_heads));
+    for ((row, dt), a) in heads.zip(d.a) {
+        for (x, dt) in row.iter_mut().zip(dt) {
+            *x = math::exp(match d.decay {
+                Decay::Heads | Decay::Channels => a * math::softplus(*x + dt),
+                Decay::Bounded(lower) => lower * math::sigmoid(-a * (*x + dt)),
+            });
+        }
+    }
+}
+
 /// The last rows of `inputs` and `x` together become `inputs`.
 fn keep(inputs: &mut [f32], x: &[f32], channels: usize) {
     let (kept, new) = (inputs.len(), x.len().min(inputs.len()));
@@ -129,7 +154,8 @@ struct Call<'a> {
     /// `[tokens, channels]`: queries, keys and values as they are used.
     mixed: &'a [f32],
     beta: &'a [f32],
-    alpha: &'a [f32],
+    /// `[tokens, decays]`.
+    decays: &'a [f32],
 }
 
 /// A head's memory or results, of which every task has columns of its own.
@@ -161,7 +187,7 @@ fn remember(
     );
     assert!(out.len() == call.tokens * width);
     assert!(call.mixed.len() == call.tokens * d.channels());
-    assert!(call.beta.len() >= call.tokens * d.v_heads && call.alpha.len() >= call.tokens * d.v_heads);
+    assert!(call.beta.len() >= call.tokens * d.v_heads && call.decays.len() == call.tokens * d.decays());
     let wide = if lanes.is_multiple_of(WIDE) { WIDE } else { 1 };
     let (state, out) = (Columns(state.as_mut_ptr()), Columns(out.as_mut_ptr()));
     let parts = lanes / wide;
@@ -174,22 +200,24 @@ fn remember(
             #[inline(always)]
             // SAFETY: the instruction set is there; sizes were compared above, and a task has its columns alone.
             || unsafe {
-                match wide {
-                    WIDE => columns::<L, WIDE>(call, head, column, memory, out),
-                    _ => columns::<L, 1>(call, head, column, memory, out),
+                match (wide, d.decay) {
+                    (WIDE, Decay::Heads) => columns::<L, WIDE, false>(call, head, column, memory, out),
+                    (_, Decay::Heads) => columns::<L, 1, false>(call, head, column, memory, out),
+                    (WIDE, _) => columns::<L, WIDE, true>(call, head, column, memory, out),
+                    _ => columns::<L, 1, true>(call, head, column, memory, out),
                 }
             },
         ));
     });
 }
 
-/// `N · LANES` columns of a head, from `column` on, for all tokens.
+/// `N · LANES` columns of a head, from `column` on, for all tokens. `EACH`: each value of a key has a decay of its own.
 ///
 /// # Safety
 /// The machine has the instructions of `L`. The memory before and behind the tokens is the head's at `column`, and `out` the first
 /// token's; all have the shapes of `call`, and nobody else has these columns.
 #[inline(always)]
-unsafe fn columns<L: Lanes, const N: usize>(
+unsafe fn columns<L: Lanes, const N: usize, const EACH: bool>(
     call: &Call,
     head: usize,
     column: usize,
@@ -204,7 +232,8 @@ unsafe fn columns<L: Lanes, const N: usize>(
         let q = &row[key_head * d.k_dim..][..d.k_dim];
         let k = &row[keys + key_head * d.k_dim..][..d.k_dim];
         let v = &row[2 * keys + head * d.v_dim + column..][..N * LANES];
-        let fade = math::fade(call.alpha[t * d.v_heads + head] + d.dt[head], d.a[head]);
+        let of_head = d.decays() / d.v_heads;
+        let fades = &call.decays[t * d.decays() + head * of_head..][..of_head];
         let share = math::sigmoid(call.beta[t * d.v_heads + head]);
         let before = if t == 0 { before } else { memory.cast_const() };
         // SAFETY: by the caller; row `i` of the memory begins `i · v_dim` behind the first.
@@ -212,13 +241,16 @@ unsafe fn columns<L: Lanes, const N: usize>(
             let zero = L::splat(0.0);
             let mut held = [zero; N];
             for (i, k) in k.iter().enumerate() {
-                let (at, k) = (before.add(i * d.v_dim), L::splat(*k));
+                // What is held fades before it is read.
+                let faded = if EACH { *k * fades[i] } else { *k };
+                let (at, k) = (before.add(i * d.v_dim), L::splat(faded));
                 for (n, held) in held.iter_mut().enumerate() {
                     *held = k.times_plus(L::load(at.add(n * LANES)), *held);
                 }
             }
-            // β(v − γ·held): what is held fades before it is read.
-            let (fades, away, share) = (L::splat(fade), L::splat(-fade), L::splat(share));
+            // β(v − γ·held).
+            let whole = if EACH { 1.0 } else { fades[0] };
+            let (fade, away, share) = (L::splat(whole), L::splat(-whole), L::splat(share));
             let mut wrong = [zero; N];
             for (n, wrong) in wrong.iter_mut().enumerate() {
                 let missing = held[n].times_plus(away, L::load(v.as_ptr().add(n * LANES)));
@@ -227,9 +259,10 @@ unsafe fn columns<L: Lanes, const N: usize>(
             let mut read = [zero; N];
             for (i, (q, k)) in q.iter().zip(k).enumerate() {
                 let (q, k) = (L::splat(*q), L::splat(*k));
+                let fade = if EACH { L::splat(fades[i]) } else { fade };
                 for n in 0..N {
                     let at = i * d.v_dim + n * LANES;
-                    let new = L::load(before.add(at)).times_plus(fades, k.times_plus(wrong[n], zero));
+                    let new = L::load(before.add(at)).times_plus(fade, k.times_plus(wrong[n], zero));
                     new.store(memory.add(at));
                     read[n] = q.times_plus(new, read[n]);
                 }

@@ -156,10 +156,19 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// `e^(a · ln(1 + e^x))` for `a < 0`: the share of a memory that is left after a step of `ln(1 + e^x)`.
+/// `ln(1 + e^x)`, in plain operations, like [`exp`]: `ln(1 + y) = 2 · artanh(y / (2 + y))`, whose series ends where its terms
+/// no longer count.
 #[inline(always)]
-pub(super) fn fade(x: f32, a: f32) -> f32 {
-    exp(a * (x.max(0.0) + exp(-x.abs()).ln_1p()))
+pub(super) fn softplus(x: f32) -> f32 {
+    let y = exp(-x.abs());
+    let s = y / (2.0 + y);
+    let square = s * s;
+    let mut sum = 1.0 / 15.0;
+    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        sum = sum * square + 1.0 / odd;
+    }
+    let positive = if x > 0.0 { x } else { 0.0 };
+    positive + 2.0 * s * sum
 }
 
 /// `scale · x / sqrt(Σ x² + eps)`, in place.

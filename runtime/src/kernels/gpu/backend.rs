@@ -10,11 +10,11 @@ use crate::error::Result;
 use crate::experts::{Expert, Refinement};
 use crate::kernels::{
     Absorbed, Activation, Added, AttendCall, Attention, Backend, Choice, Choosing, ExpertJob, Feed, FeedCall,
-    Flow, GpuInputs, HeadsCall, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing, Projected,
-    Recur, Routed, RoutedBufs, Sequence, SumCall, Uses,
+    Flow, Gated, GpuInputs, HeadsCall, KvCopy, KvPart, Linear, LinearCall, MAX_BEST, Norm, Placing,
+    Projected, Recur, Routed, RoutedBufs, Sequence, SumCall, Uses,
 };
 use crate::quant::Matrix;
-use dollop_shaders::{ADD, COPY, GATE};
+use dollop_shaders::{ADD, COPY};
 
 impl Backend for GpuBackend {
     type Buf = GpuBuf;
@@ -192,9 +192,10 @@ impl Backend for GpuBackend {
             self.heads(HeadsCall { matrix, heads, x: out, tokens, kept: 0, out: q });
             std::mem::swap(q, out);
         }
-        if let Some(gate) = gate {
-            let len = tokens * shape.heads * kv.v_dim;
-            self.lock().elementwise(&self.gpu, (GATE, 1.0), &gate.memory, 0, len, &out.memory);
+        if let Some(Gated { by, heads: whole }) = gate {
+            let head = absorbed.map_or(kv.v_dim, |of| of.values.rows() / heads);
+            let shared = if whole { head } else { 1 };
+            self.lock().gate_heads(&self.gpu, &by.memory, shared, tokens * heads * head, &out.memory);
         }
     }
 

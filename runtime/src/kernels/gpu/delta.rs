@@ -5,7 +5,7 @@ use super::device::Device;
 use super::kv::GpuBuf;
 use super::params::{DeltaMixParams, DeltaParams, GatedNormParams};
 use crate::error::Result;
-use crate::kernels::{DeltaCall, Recurrent};
+use crate::kernels::{Decay, DeltaCall, Gate, Recurrent};
 use dollop_shaders::Variant;
 
 /// Invocations of a workgroup.
@@ -21,6 +21,7 @@ impl State {
         let (channels, width, values) = (d.channels(), d.v_heads * d.v_dim, d.state_values());
         assert!(from != Some(to), "what is read is not written");
         assert!(tokens * channels <= qkv.len.min(mixed.len) && tokens * width <= z.len.min(out.len));
+        assert!(tokens * d.v_heads <= beta.len && tokens * d.decays() <= alpha.len);
         assert!((to.max(from.unwrap_or(0)) + 1) * values <= state.len && d.k_dim <= MAX_KEY);
         let [k_heads, v_heads, k_dim, v_dim] = [d.k_heads, d.v_heads, d.k_dim, d.v_dim].map(|n| n as u32);
         let (taps, rows, values) = (d.taps as u32, tokens as u32, values as u32);
@@ -57,12 +58,20 @@ impl State {
             after_slot,
             before,
             tiled: d.tiled.into(),
+            decays: d.decays() as u32,
+            lower: if let Decay::Bounded(lower) = d.decay { lower } else { 0.0 },
         };
         let memory = [&beta.memory, &alpha.memory, &fades, &state.memory, &mixed.memory];
         self.recorder.run(gpu, usual, &rule, &memory, [d.v_heads, d.v_dim.div_ceil(LANES)]);
-        let first = (channels - width) as u32;
-        let params =
-            GatedNormParams { heads: v_heads, dim: v_dim, stride: channels as u32, first, eps: d.eps };
+        let (first, sigmoid) = ((channels - width) as u32, (d.gate == Gate::Sigmoid).into());
+        let params = GatedNormParams {
+            heads: v_heads,
+            dim: v_dim,
+            stride: channels as u32,
+            first,
+            sigmoid,
+            eps: d.eps,
+        };
         let memory = [&mixed.memory, &norm, &z.memory, &out.memory];
         self.recorder.run(gpu, usual, &params, &memory, [d.v_heads, tokens]);
         Ok(())

@@ -11,7 +11,7 @@ use crate::kernels::{
     Activation, Choice, Choosing, ConvCall, History, Linear, Norm, Recurrent, Router, Score, Times,
 };
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{GEGLU, Kernel, MANY, SWIGLU, Variant};
+use dollop_shaders::{GATE, GEGLU, Kernel, MANY, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// Enough workgroups to keep any adapter busy.
@@ -31,7 +31,12 @@ impl State {
         len: usize,
         to: &Memory,
     ) {
-        self.elementwise_rows(gpu, (op, scale), from, (at, len, 0), len, to);
+        self.elementwise_rows(gpu, (op, scale), from, (at, len, 0, 1), len, to);
+    }
+
+    /// `x[i] *= sigmoid(gate[i / shared])` for the first `len` values of `x`.
+    pub(super) fn gate_heads(&mut self, gpu: &Device, gate: &Memory, shared: usize, len: usize, x: &Memory) {
+        self.elementwise_rows(gpu, (GATE, 1.0), gate, (0, len, 0, shared), len, x);
     }
 
     /// Multiplies the values that a product gates.
@@ -43,24 +48,25 @@ impl State {
         rows: usize,
         times: &Times<'_, GpuBuf>,
     ) {
-        let by = (times.at, width, times.stride);
+        let by = (times.at, width, times.stride, 1);
         self.elementwise_rows(gpu, (gating(times.activation), 1.0), &times.by.memory, by, rows * width, x);
     }
 
-    /// [`State::elementwise`] with rows of `from` that are `stride` values apart.
+    /// [`State::elementwise`] with rows of `from` that are a stride apart. Each value of a row applies to as many adjacent
+    /// values of `to` as the last number says.
     fn elementwise_rows(
         &mut self,
         gpu: &Device,
         (op, scale): (u32, f32),
         from: &Memory,
-        (at, row, stride): (usize, usize, usize),
+        (at, row, stride, each): (usize, usize, usize, usize),
         len: usize,
         to: &Memory,
     ) {
-        let [len_words, at, row, stride] = [len, at, row.max(1), stride].map(|n| n as u32);
+        let [len_words, at, row, stride, each] = [len, at, row.max(1), stride, each].map(|n| n as u32);
         let n = groups(len);
         let x = n.min(gpu.max_groups);
-        let params = ElementwiseParams { len: len_words, at, row, stride, scale };
+        let params = ElementwiseParams { len: len_words, at, row, stride, each, scale };
         let variant = Variant { op, ..Variant::default() };
         self.recorder.run(gpu, variant, &params, &[from, to], [x, n.div_ceil(x.max(1))]);
     }

@@ -195,13 +195,13 @@ params!(
     /// `delta.wgsl`.
     Delta, DeltaParams {
         k_heads: u32, v_heads: u32, k_dim: u32, v_dim: u32, taps: u32, tokens: u32, values: u32, before_slot: u32,
-        after_slot: u32, before: u32, tiled: u32,
+        after_slot: u32, before: u32, tiled: u32, decays: u32, lower: f32,
     }
 );
 
 params!(
     /// `gated_norm.wgsl`.
-    GatedNorm, GatedNormParams { heads: u32, dim: u32, stride: u32, first: u32, eps: f32 }
+    GatedNorm, GatedNormParams { heads: u32, dim: u32, stride: u32, first: u32, sigmoid: u32, eps: f32 }
 );
 
 params!(
@@ -211,7 +211,7 @@ params!(
 
 params!(
     /// `elementwise.wgsl`.
-    Elementwise, ElementwiseParams { len: u32, at: u32, row: u32, stride: u32, scale: f32 }
+    Elementwise, ElementwiseParams { len: u32, at: u32, row: u32, stride: u32, each: u32, scale: f32 }
 );
 
 params!(

@@ -5,6 +5,7 @@
 
 mod afmoe;
 mod bailingmoe2;
+mod bailingmoe3;
 mod deepseek2;
 mod dots1;
 mod ernie4_5_moe;
@@ -14,6 +15,7 @@ mod glm4moe;
 mod gpt_oss;
 mod granitemoe;
 mod hunyuan_moe;
+mod kimi_linear;
 mod lfm2;
 mod lfm2moe;
 mod llama;
@@ -111,20 +113,33 @@ pub struct Family {
     pub latent: bool,
     /// Which layers are gated delta nets, if the family has them.
     pub delta: Option<Deltas>,
-    /// Whether the attention output is gated.
+    /// Whether queries and keys are rotated at all.
+    pub rotates: bool,
+    /// Whether the attention output is gated; in latent attention, by one number per head.
     pub gated: bool,
     /// Whether it is gated, and GGUF files store the gate's rows within the query projection.
     pub gate_in_q: bool,
 }
 
-/// How a family places its gated delta nets, and how their heads map.
+/// The kind of gated delta nets of a family, and how it places them.
 #[derive(Clone, Copy, Debug)]
-pub struct Deltas {
-    /// Every n-th layer is attention, the others are delta nets, unless the file says otherwise.
-    pub all_but: usize,
-    /// Whether GGUF files order value heads so that head `j` uses key head `j mod k_heads`, instead of
-    /// placing heads with one key head side by side.
-    pub tiled: bool,
+pub enum Deltas {
+    /// A head's memory fades as a whole (arXiv 2412.06464).
+    Heads {
+        /// Every n-th layer is attention, the others are delta nets, unless the file says otherwise.
+        all_but: usize,
+        /// Whether GGUF files order value heads so that head `j` uses key head `j mod k_heads`, instead of
+        /// placing heads with one key head side by side.
+        tiled: bool,
+    },
+    /// Each value of a key fades by itself (arXiv 2510.26692). Layers without key/value
+    /// heads are such nets.
+    Channels {
+        /// Whether decay and output gate are projected in two steps.
+        low_rank: bool,
+        /// Whether GGUF files store decay rates without their sign.
+        positive: bool,
+    },
 }
 
 /// Which layers use the sliding window.
@@ -173,6 +188,7 @@ impl Family {
         yarn_truncate: true,
         latent: false,
         delta: None,
+        rotates: true,
         gated: false,
         gate_in_q: false,
     };
@@ -199,9 +215,10 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 24] = [
+pub static FAMILIES: [Family; 26] = [
     afmoe::FAMILY,
     bailingmoe2::FAMILY,
+    bailingmoe3::FAMILY,
     gpt_oss::FAMILY,
     deepseek2::FAMILY,
     dots1::FAMILY,
@@ -211,6 +228,7 @@ pub static FAMILIES: [Family; 24] = [
     glm4moe::FAMILY,
     granitemoe::FAMILY,
     hunyuan_moe::FAMILY,
+    kimi_linear::FAMILY,
     lfm2moe::FAMILY,
     lfm2::FAMILY,
     mellum::FAMILY,

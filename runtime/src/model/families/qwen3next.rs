@@ -2,7 +2,7 @@
 //! gated shared expert.
 
 use super::{Deltas, Family};
-use crate::format::hf::Dialect;
+use crate::format::hf::{Delta, Dialect};
 
 /// Defaults of all models with such layers, which configurations may leave out.
 pub(super) const NUMBERS: &[(&str, u64)] = &[
@@ -20,7 +20,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     left_out: &["mtp.", "visual."],
     numbers: NUMBERS,
     partial_rotary: Some(0.25),
-    delta: true,
+    delta: Some(Delta::Heads),
     gate_in_q: true,
     ..Dialect::USUAL
 };
@@ -29,7 +29,7 @@ pub(super) const DIALECT: Dialect = Dialect {
 pub(super) const HYBRID: Family = Family {
     renormalize: true,
     renamed: &[("post_attention_norm.weight", "ffn_norm.weight")],
-    delta: Some(Deltas { all_but: 4, tiled: true }),
+    delta: Some(Deltas::Heads { all_but: 4, tiled: true }),
     gate_in_q: true,
     ..Family::USUAL
 };
@@ -43,6 +43,6 @@ pub(super) const FAMILY: Family = Family {
         flags: &[("norm_topk_prob", true)],
         ..DIALECT
     }],
-    delta: Some(Deltas { all_but: 4, tiled: false }),
+    delta: Some(Deltas::Heads { all_but: 4, tiled: false }),
     ..HYBRID
 };

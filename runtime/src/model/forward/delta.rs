@@ -17,21 +17,30 @@ impl Model {
         (i, n): (usize, usize),
         add: bool,
     ) {
-        let DeltaScratch { qkv, mixed, z, beta, alpha, out } =
+        let DeltaScratch { qkv, mixed, z, beta, alpha, z_low, alpha_low, out } =
             s.delta.as_mut().expect("a layer with a delta net implies scratch");
+        let second = w.z_b.as_ref().zip(w.alpha_b.as_ref());
+        let (first_z, first_alpha) =
+            if second.is_some() { (&mut *z_low, &mut *alpha_low) } else { (&mut *z, &mut *alpha) };
         b.linear(LinearCall {
             x: &s.x,
             tokens: n,
             norm: Some((norm, &mut s.h)),
             outs: &mut [
                 Linear { matrix: &w.qkv, bias: None, out: qkv },
-                Linear { matrix: &w.z, bias: None, out: z },
+                Linear { matrix: &w.z, bias: None, out: first_z },
                 Linear { matrix: &w.beta, bias: None, out: beta },
-                Linear { matrix: &w.alpha, bias: None, out: alpha },
+                Linear { matrix: &w.alpha, bias: None, out: first_alpha },
             ],
             times: None,
             add: None,
         });
+        if let Some((z_b, alpha_b)) = second {
+            for (x, matrix, out) in [(&*z_low, z_b, &mut *z), (&*alpha_low, alpha_b, &mut *alpha)] {
+                let outs = &mut [Linear { matrix, bias: None, out }];
+                b.linear(LinearCall { x, tokens: n, norm: None, outs, times: None, add: None });
+            }
+        }
         b.recur(Recur::Delta(DeltaCall {
             qkv,
             z,

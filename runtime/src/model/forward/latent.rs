@@ -3,7 +3,7 @@
 
 use super::{Model, Part, Scratch, sequences};
 use crate::kernels::{
-    Absorbed, Added, AttendCall, Attention, Backend, Linear, LinearCall, Norm, Placing, Projected,
+    Absorbed, Added, AttendCall, Attention, Backend, Gated, Linear, LinearCall, Norm, Placing, Projected,
 };
 use crate::model::spec::AttentionSpec;
 use crate::model::weights::Latent;
@@ -26,19 +26,24 @@ impl Model {
         let kv = Linear { matrix: &w.kv, bias: w.kv_bias.as_deref(), out: &mut s.k };
         let norm = Some((norm, &mut s.h));
         let q = Linear { matrix: &w.q, bias: None, out: &mut s.q };
-        match (&w.q_a, &w.q_a_norm) {
-            (Some(q_a), Some(weight)) => {
-                let q_a = Linear { matrix: q_a, bias: w.q_a_bias.as_deref(), out: &mut s.v };
-                let outs = &mut [q_a, kv];
-                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
-                let norm = Some((Norm { weight, eps: EPS }, &mut s.y));
-                let outs = &mut [q];
-                b.linear(LinearCall { x: &s.v, tokens: n, norm, outs, times: None, add: None });
+        let low = w.q_a.as_ref().zip(w.q_a_norm.as_ref());
+        let (first, second) = match low {
+            None => (q, None),
+            Some((matrix, weight)) => {
+                (Linear { matrix, bias: w.q_a_bias.as_deref(), out: &mut s.v }, Some((weight, q)))
             }
-            _ => {
-                let outs = &mut [q, kv];
-                b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
-            }
+        };
+        let gate = w.gate.as_ref().map(|matrix| Linear { matrix, bias: None, out: &mut s.gate });
+        let linear = |outs: &mut [Linear<'_, B::Buf>]| {
+            b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
+        };
+        match gate {
+            None => linear(&mut [first, kv]),
+            Some(gate) => linear(&mut [first, kv, gate]),
+        }
+        if let Some((weight, q)) = second {
+            let norm = Some((Norm { weight, eps: EPS }, &mut s.y));
+            b.linear(LinearCall { x: &s.v, tokens: n, norm, outs: &mut [q], times: None, add: None });
         }
         let how = Placing {
             heads: a.heads,
@@ -69,7 +74,7 @@ impl Model {
             shared: false,
             shape: &shape,
             absorbed: Some(Absorbed { queries: &w.k_b, values: &w.v_b }),
-            gate: None,
+            gate: w.gate.as_ref().map(|_| Gated { by: &s.gate, heads: true }),
             out: &mut s.attn,
         });
         let o = Linear { matrix: &w.o, bias: w.o_bias.as_deref(), out: &mut s.y };

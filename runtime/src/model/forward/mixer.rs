@@ -3,7 +3,8 @@
 
 use super::{Model, Part, Scratch, recurrences, sequences};
 use crate::kernels::{
-    Added, AttendCall, Attention, Backend, ConvCall, Linear, LinearCall, Norm, Placing, Projected, Recur,
+    Added, AttendCall, Attention, Backend, ConvCall, Gated, Linear, LinearCall, Norm, Placing, Projected,
+    Recur,
 };
 use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::weights::{self, Conv, Layer, Mixer};
@@ -95,7 +96,8 @@ impl Model {
             sinks: w.sinks.as_deref(),
         };
         let out = &mut s.attn;
-        let (shared, gate) = (a.kv_of.is_some(), w.gate.as_ref().map(|_| &s.gate));
+        let gate = w.gate.as_ref().map(|_| Gated { by: &s.gate, heads: false });
+        let shared = a.kv_of.is_some();
         b.attend(AttendCall {
             x: projected,
             how: &how,

@@ -8,6 +8,9 @@ use crate::format::Value;
 use crate::model::families::{Family, Windows};
 use crate::model::rope::{RopeConfig, Scaling};
 
+/// No rotation: all frequencies are zero.
+const STILL: Scaling = Scaling::Proportional { part: 0.0 };
+
 /// The rotary embedding of full-attention layers, and that of window layers if the family has a second one.
 pub(super) fn ropes(
     keys: &Keys,
@@ -17,11 +20,10 @@ pub(super) fn ropes(
 ) -> Result<Vec<RopeConfig>> {
     let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let dims = rope_dims(keys, "rope.dimension_count", full)?;
-    let full = RopeConfig { dims, base, scaling: scaling(keys, family, context)? };
+    let scaling = if family.rotates { scaling(keys, family, context)? } else { STILL };
+    let full = RopeConfig { dims, base, scaling };
     if family.rope_in_windows {
-        // No frequency of this one turns.
-        let still = RopeConfig { dims, base, scaling: Scaling::Proportional { part: 0.0 } };
-        return Ok(vec![still, full]);
+        return Ok(vec![RopeConfig { dims, base, scaling: STILL }, full]);
     }
     let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
     // Context scaling applies to full-attention layers only.

@@ -1,7 +1,7 @@
-//! The weights of a gated delta net layer (arXiv 2412.06464).
+//! The weights of a gated delta net layer (arXiv 2412.06464, 2510.26692).
 
 use super::LayerOf;
-use crate::kernels::Delta;
+use crate::kernels::{Decay, Delta};
 use crate::model::spec::DeltaSpec;
 use crate::model::tensors::{Declared, part};
 use crate::quant::Matrix;
@@ -17,6 +17,32 @@ impl DeltaOf<'_> {
     fn name(&self, part: &str) -> String {
         self.layer.name(part)
     }
+
+    /// Rows of the matrix that a projection of `rows` values begins with.
+    fn rank_or(&self, rows: usize) -> usize {
+        if self.spec.low_rank { self.spec.rank() } else { rows }
+    }
+
+    /// From the stream to the gate of the output norm, or to its low-rank form.
+    fn gate(&self) -> Declared {
+        let name = if self.spec.decay == Decay::Heads { "attn_gate.weight" } else { "ssm_g_a.weight" };
+        Declared::matrix(self.name(name), self.rank_or(self.spec.width()), self.layer.d)
+    }
+
+    /// From the stream to the step sizes, or to their low-rank form.
+    fn steps(&self) -> Declared {
+        let rows = self.rank_or(self.spec.decays());
+        match self.spec.decay {
+            // Few rows: f32.
+            Decay::Heads => Declared::small(self.name("ssm_alpha.weight"), rows, self.layer.d),
+            _ => Declared::matrix(self.name("ssm_f_a.weight"), rows, self.layer.d),
+        }
+    }
+
+    /// The second step of a low-rank projection.
+    fn second(&self, part: &str, rows: usize) -> Declared {
+        Declared::matrix(self.name(part), rows, self.spec.rank()).only_if(self.spec.low_rank)
+    }
 }
 
 part! {
@@ -24,18 +50,22 @@ part! {
     DeltaNet(of: DeltaOf) {
         /// Projection to queries, keys and values: `[channels, d]`.
         first qkv: Matrix = Declared::matrix(of.name("attn_qkv.weight"), of.spec.channels(), of.layer.d);
-        /// Projection to the gate of the output norm: `[v_heads · v_dim, d]`.
-        also z: Matrix = Declared::matrix(of.name("attn_gate.weight"), of.spec.width(), of.layer.d);
+        /// Projection to the gate of the output norm: `[v_heads · v_dim or rank, d]`.
+        also z: Matrix = of.gate();
         /// Projection to β, the write strength of the delta rule: `[v_heads, d]`, f32.
         also beta: Matrix = Declared::small(of.name("ssm_beta.weight"), of.spec.v_heads, of.layer.d);
-        /// Projection to the step size: `[v_heads, d]`, f32.
-        also alpha: Matrix = Declared::small(of.name("ssm_alpha.weight"), of.spec.v_heads, of.layer.d);
+        /// Projection to the step sizes: `[v_heads, d]`, f32; or `[v_heads · k_dim or rank, d]`.
+        also alpha: Matrix = of.steps();
+        /// `[v_heads · v_dim, rank]`: the second step of a low-rank gate.
+        first z_b: Option<Matrix> = of.second("ssm_g_b.weight", of.spec.width());
+        /// `[v_heads · k_dim, rank]`: the second step of low-rank step sizes.
+        first alpha_b: Option<Matrix> = of.second("ssm_f_b.weight", of.spec.decays());
         /// Weights of the short convolution: `[channels, taps]`.
         first conv: Vec<f32> = Declared::small(of.name("ssm_conv1d.weight"), of.spec.channels(), of.spec.taps);
         /// Decay rates of the memory: `[v_heads]`, negative.
         first a: Vec<f32> = Declared::vector(of.name("ssm_a"), of.spec.v_heads);
-        /// Bias of the step size: `[v_heads]`.
-        first dt: Vec<f32> = Declared::vector(of.name("ssm_dt.bias"), of.spec.v_heads);
+        /// Bias of the step sizes: `[v_heads]` or `[v_heads · k_dim]`.
+        first dt: Vec<f32> = Declared::vector(of.name("ssm_dt.bias"), of.spec.decays());
         /// Norm of each head's output: `[v_dim]`.
         first norm: Vec<f32> = Declared::vector(of.name("ssm_norm.weight"), of.spec.v_dim);
         /// Output projection: `[d, v_heads · v_dim]`.
@@ -46,8 +76,8 @@ part! {
 impl DeltaNet {
     /// The arguments that the kernels take.
     pub fn shape<'a>(&'a self, spec: &DeltaSpec, eps: f32) -> Delta<'a> {
-        let &DeltaSpec { k_heads, v_heads, k_dim, v_dim, taps, tiled } = spec;
+        let &DeltaSpec { k_heads, v_heads, k_dim, v_dim, taps, tiled, decay, gate, .. } = spec;
         let DeltaNet { conv, a, dt, norm, .. } = self;
-        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, conv, a, dt, norm, eps }
+        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, decay, gate, conv, a, dt, norm, eps }
     }
 }

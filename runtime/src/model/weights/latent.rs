@@ -53,6 +53,8 @@ part! {
             of.vector("attn_q_a.bias", of.q_rank()).maybe_if(of.of.q_rank.is_some());
         /// `[rope_dim + rank, d]`: stream to the rotated part of the key, and to the latent.
         also kv: Matrix = of.matrix("attn_kv_a_mqa", of.of.rope_dim + of.of.rank, of.layer.d);
+        /// `[heads, d]`: gate of each head's output.
+        also gate: Option<Matrix> = of.matrix("attn_gate", of.spec.heads, of.layer.d).only_if(of.spec.gated);
         /// `[rope_dim + rank]`.
         also kv_bias: Option<Vec<f32>> =
             of.vector("attn_kv_a_mqa.bias", of.of.rope_dim + of.of.rank).maybe();

@@ -133,13 +133,17 @@ impl Mixer {
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let all = match self {
             Mixer::Attention(a) => {
-                [Some(&a.q), a.k.as_ref(), a.v.as_ref(), a.gate.as_ref(), Some(&a.o), None]
+                [Some(&a.q), a.k.as_ref(), a.v.as_ref(), a.gate.as_ref(), Some(&a.o), None, None]
             }
             Mixer::Latent(l) => {
-                [l.q_a.as_ref(), Some(&l.kv), Some(&l.q), Some(&l.k_b), Some(&l.v_b), Some(&l.o)]
+                let (q_a, gate) = (l.q_a.as_ref(), l.gate.as_ref());
+                [q_a, Some(&l.kv), gate, Some(&l.q), Some(&l.k_b), Some(&l.v_b), Some(&l.o)]
             }
-            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None, None, None],
-            Mixer::Delta(d) => [Some(&d.qkv), Some(&d.z), Some(&d.beta), Some(&d.alpha), Some(&d.out), None],
+            Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None, None, None, None],
+            Mixer::Delta(d) => {
+                let (z_b, alpha_b) = (d.z_b.as_ref(), d.alpha_b.as_ref());
+                [Some(&d.qkv), Some(&d.z), Some(&d.beta), Some(&d.alpha), z_b, alpha_b, Some(&d.out)]
+            }
         };
         all.into_iter().flatten()
     }

@@ -1,14 +1,15 @@
 //! The gated delta net against its formulas in double precision, one token at a time.
 
 use super::*;
-use crate::kernels::Delta;
 use crate::kernels::testing::{Net, in_calls, rows};
+use crate::kernels::{Decay, Delta, Gate};
 
 /// The formulas, as they stand in the paper.
 fn plain(d: &Delta, [qkv, z, beta, alpha]: &[Vec<f32>; 4], tokens: usize) -> Vec<f64> {
     let (channels, width, keys) = (d.channels(), d.v_heads * d.v_dim, d.k_heads * d.k_dim);
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     let silu = |x: f64| x * sigmoid(x);
+    let gated = |x: f64| if d.gate == Gate::Silu { silu(x) } else { sigmoid(x) };
     let mut memory = vec![0.0f64; d.v_heads * d.k_dim * d.v_dim];
     let mut out = Vec::new();
     for t in 0..tokens {
@@ -31,9 +32,17 @@ fn plain(d: &Delta, [qkv, z, beta, alpha]: &[Vec<f32>; 4], tokens: usize) -> Vec
             let k = unit(&mixed[keys + key_head * d.k_dim..][..d.k_dim]);
             let v = &mixed[2 * keys + head * d.v_dim..][..d.v_dim];
             let at = t * d.v_heads + head;
-            let fade = f64::from(d.a[head]) * (f64::from(alpha[at]) + f64::from(d.dt[head])).exp().ln_1p();
+            let fade = |i: usize| {
+                let part = if d.decay == Decay::Heads { head } else { head * d.k_dim + i };
+                let x = f64::from(alpha[t * d.decays() + part]) + f64::from(d.dt[part]);
+                let a = f64::from(d.a[head]);
+                match d.decay {
+                    Decay::Heads | Decay::Channels => (a * x.exp().ln_1p()).exp(),
+                    Decay::Bounded(lower) => (f64::from(lower) * sigmoid(-a * x)).exp(),
+                }
+            };
             let s = &mut memory[head * d.k_dim * d.v_dim..][..d.k_dim * d.v_dim];
-            s.iter_mut().for_each(|s| *s *= fade.exp());
+            s.iter_mut().enumerate().for_each(|(i, s)| *s *= fade(i / d.v_dim));
             let mut read = vec![0.0; d.v_dim];
             for (j, read) in read.iter_mut().enumerate() {
                 let held: f64 = (0..d.k_dim).map(|i| s[i * d.v_dim + j] * k[i]).sum();
@@ -44,7 +53,7 @@ fn plain(d: &Delta, [qkv, z, beta, alpha]: &[Vec<f32>; 4], tokens: usize) -> Vec
             let mean = read.iter().map(|x| x * x).sum::<f64>() / d.v_dim as f64;
             let scale = 1.0 / (mean + f64::from(d.eps)).sqrt();
             let z = &z[t * width + head * d.v_dim..][..d.v_dim];
-            out.extend((0..d.v_dim).map(|j| read[j] * scale * f64::from(d.norm[j]) * silu(z[j].into())));
+            out.extend((0..d.v_dim).map(|j| read[j] * scale * f64::from(d.norm[j]) * gated(z[j].into())));
         }
     }
     out
@@ -64,14 +73,17 @@ fn computed(
 #[test]
 fn a_delta_net_agrees_with_its_formulas_however_tokens_are_cut() {
     let mut checked = 0;
-    for (heads, dims, taps, tiled) in [
-        ((1, 1), (4, 16), 2, false),
-        ((2, 4), (24, 16), 3, false),
-        ((2, 6), (32, 48), 4, true),
-        ((2, 4), (128, 128), 4, false),
-        ((3, 3), (64, 80), 4, true),
+    for (heads, dims, taps, tiled, decay) in [
+        ((1, 1), (4, 16), 2, false, Decay::Heads),
+        ((2, 4), (24, 16), 3, false, Decay::Heads),
+        ((2, 6), (32, 48), 4, true, Decay::Heads),
+        ((2, 4), (128, 128), 4, false, Decay::Heads),
+        ((3, 3), (64, 80), 4, true, Decay::Heads),
+        ((2, 2), (32, 32), 4, false, Decay::Channels),
+        ((2, 4), (24, 16), 3, false, Decay::Channels),
+        ((2, 2), (128, 128), 4, false, Decay::Bounded(-5.0)),
     ] {
-        let net = Net::new(heads, dims, taps, tiled);
+        let net = Net::new(heads, dims, taps, tiled, decay);
         let (d, tokens) = (net.shape(), 41);
         let all = rows(&d, tokens);
         let want = plain(&d, &all, tokens);
@@ -97,13 +109,16 @@ fn a_delta_net_agrees_with_its_formulas_however_tokens_are_cut() {
 /// Bounds of what projections may give: no step is so long or so short that results are no numbers.
 #[test]
 fn a_delta_net_stands_extreme_inputs() {
-    let net = Net::new((1, 2), (16, 16), 4, false);
-    let d = net.shape();
-    let [qkv, z, beta, alpha] = rows(&d, 12);
-    let far =
-        |x: Vec<f32>| x.iter().enumerate().map(|(i, x)| x * [1e-9, 200.0, 1e4][i % 3]).collect::<Vec<_>>();
-    let all = [far(qkv), far(z), far(beta), far(alpha)];
-    let (out, _) = computed(Isa::best(), 1, &d, &all, &[12]);
-    assert!(out.iter().all(|v| v.is_finite()));
-    assert!(out.iter().any(|v| *v != 0.0));
+    for decay in [Decay::Heads, Decay::Channels, Decay::Bounded(-5.0)] {
+        let net = Net::new((1, 2), (16, 16), 4, false, decay);
+        let d = net.shape();
+        let [qkv, z, beta, alpha] = rows(&d, 12);
+        let far = |x: Vec<f32>| {
+            x.iter().enumerate().map(|(i, x)| x * [1e-9, 200.0, 1e4][i % 3]).collect::<Vec<_>>()
+        };
+        let all = [far(qkv), far(z), far(beta), far(alpha)];
+        let (out, _) = computed(Isa::best(), 1, &d, &all, &[12]);
+        assert!(out.iter().all(|v| v.is_finite()));
+        assert!(out.iter().any(|v| *v != 0.0));
+    }
 }

@@ -1,21 +1,24 @@
 //! Gate 118: gated delta nets and gates of attention on the GPU, with the CPU's.
 
 use super::*;
+use crate::kernels::Decay;
 use crate::kernels::testing::{Net, in_calls, rows};
-use dollop_shaders::GATE;
 
 #[test]
 fn delta_nets_are_the_cpus_however_tokens_come() {
     let Some(b) = gpu() else { return };
     let cpu = cpu();
-    for (heads, dims, taps, tiled) in [
-        ((1, 1), (4, 16), 2, false),
-        ((2, 4), (24, 16), 3, false),
-        ((2, 6), (32, 48), 4, true),
-        ((1, 2), (128, 128), 4, false),
-        ((1, 1), (200, 144), 4, true),
+    for (heads, dims, taps, tiled, decay) in [
+        ((1, 1), (4, 16), 2, false, Decay::Heads),
+        ((2, 4), (24, 16), 3, false, Decay::Heads),
+        ((2, 6), (32, 48), 4, true, Decay::Heads),
+        ((1, 2), (128, 128), 4, false, Decay::Heads),
+        ((1, 1), (200, 144), 4, true, Decay::Heads),
+        ((2, 2), (32, 32), 4, false, Decay::Channels),
+        ((1, 1), (200, 144), 4, false, Decay::Channels),
+        ((2, 2), (128, 128), 4, false, Decay::Bounded(-5.0)),
     ] {
-        let net = Net::new(heads, dims, taps, tiled);
+        let net = Net::new(heads, dims, taps, tiled, decay);
         let (d, tokens) = (net.shape(), 21);
         let all = rows(&d, tokens);
         let (want, end) = in_calls(&cpu, &d, &all, &[tokens]);
@@ -30,11 +33,14 @@ fn delta_nets_are_the_cpus_however_tokens_come() {
 }
 
 #[test]
-fn gates_are_sigmoids() {
+fn gates_are_sigmoids_of_values_or_of_heads() {
     let Some(b) = gpu() else { return };
     let (x, gate) = (values(1000, 1), values(1000, 2));
-    let (on_gpu, other) = (put(&b, &x), put(&b, &gate));
-    b.lock().elementwise(&b.gpu, (GATE, 1.0), &other.memory, 0, 1000, &on_gpu.memory);
-    let want: Vec<f32> = x.iter().zip(&gate).map(|(x, g)| x / (1.0 + (-g).exp())).collect();
-    close("gated", &get(&b, &on_gpu), &want, 1e-5);
+    for shared in [1, 40] {
+        let (on_gpu, other) = (put(&b, &x), put(&b, &gate));
+        b.lock().gate_heads(&b.gpu, &other.memory, shared, 1000, &on_gpu.memory);
+        let by = |i: usize| gate[i / shared];
+        let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x / (1.0 + (-by(i)).exp())).collect();
+        close("gated", &get(&b, &on_gpu), &want, 1e-5);
+    }
 }

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::experts::Wanted;
 use crate::kernels::{Backend, Choice, Router};
+use crate::model::spec::DeltaSpec;
 use crate::model::{Model, Spec};
 
 /// Scratch of routed layers.
@@ -110,8 +111,12 @@ pub(in crate::model::forward) struct DeltaScratch<B: Backend> {
     pub(in crate::model::forward) z: B::Buf,
     /// `[chunk, v_heads]`.
     pub(in crate::model::forward) beta: B::Buf,
-    /// `[chunk, v_heads]`.
+    /// `[chunk, decays]`.
     pub(in crate::model::forward) alpha: B::Buf,
+    /// Between the two steps of low-rank projections, `[chunk, rank]`; empty without them.
+    pub(in crate::model::forward) z_low: B::Buf,
+    /// The same.
+    pub(in crate::model::forward) alpha_low: B::Buf,
     /// Output of the heads, `[chunk, v_heads · v_dim]`.
     pub(in crate::model::forward) out: B::Buf,
 }
@@ -129,13 +134,16 @@ impl<B: Backend> DeltaScratch<B> {
             mixed: backend.alloc(chunk * d.channels())?,
             z: backend.alloc(chunk * d.width())?,
             beta: backend.alloc(chunk * d.v_heads)?,
-            alpha: backend.alloc(chunk * d.v_heads)?,
+            alpha: backend.alloc(chunk * d.decays())?,
+            z_low: backend.alloc(chunk * d.rank())?,
+            alpha_low: backend.alloc(chunk * d.rank())?,
             out: backend.alloc(chunk * d.width())?,
         }))
     }
 
     /// Words (4 bytes) that [`DeltaScratch::new`] allocates.
     pub(in crate::model::forward) fn words(spec: &Spec, chunk: usize) -> usize {
-        spec.delta().map_or(0, |d| chunk * 2 * (d.channels() + d.width() + d.v_heads))
+        let words = |d: &DeltaSpec| 2 * (d.channels() + d.width() + d.rank()) + d.v_heads + d.decays();
+        spec.delta().map_or(0, |d| chunk * words(d))
     }
 }
