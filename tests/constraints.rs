@@ -6,6 +6,8 @@
 mod backends;
 #[path = "constraints/schemas.rs"]
 mod schemas;
+#[path = "constraints/suite.rs"]
+mod suite;
 #[path = "constraints/thinking.rs"]
 mod thinking;
 #[path = "constraints/vocabularies.rs"]

@@ -10,13 +10,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Serves a model over HTTP: a page to chat with it, and APIs for programs that know OpenAI's, Anthropic's or Ollama's.
+/// Serves a model over HTTP: a chat page, and the APIs of OpenAI, Anthropic and Ollama.
 ///
-/// By default only this machine can connect. If --listen allows others, an API key is required. Requests
-/// choose their own sampling; the model's file gives the defaults. Each request gets the session that holds
-/// most of its prompt: of a continued conversation, only the last answer and the new messages are computed.
-/// ^C or SIGTERM stops the server; running answers may finish within --grace seconds. -v logs each request.
-/// docs/server.md lists what is supported and what is refused.
+/// By default, only this machine can connect. If --listen allows other machines, an API key is required.
+/// Requests set their own sampling; the model file has the defaults. A request reuses the session that has the
+/// longest prefix of its prompt, so a continued conversation prefills only what is new. ^C or SIGTERM stops
+/// the server; running answers have --grace seconds to finish. -v logs each request. docs/server.md lists the
+/// supported fields.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  dollop serve\n  dollop serve Qwen3-30B-A3B-Q4_K_M.gguf --memory 8G --ctx 8192 --parallel 2\n  dollop serve --listen 0.0.0.0:8080 --host box.example --api-key-file key.txt\n  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'"
@@ -24,14 +24,13 @@ use std::time::Duration;
 pub struct ServeArgs {
     /// Dollop file, GGUF file or Hugging Face folder [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
-    /// Address and port to listen on; port 0 takes a free one
+    /// Address and port to listen on; port 0 picks a free port
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// A host name by which clients reach this server, besides localhost and addresses. May be given several
-    /// times
+    /// A host name that clients may send, besides localhost and IP addresses. May be given several times
     #[arg(long, value_name = "NAME")]
     pub host: Vec<String>,
-    /// A web origin, such as https://app.example, whose pages may use this server; * for all. May be given
+    /// A web origin whose pages may use this server, such as https://app.example; * allows all. May be given
     /// several times
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Vec<String>,
@@ -44,33 +43,31 @@ pub struct ServeArgs {
     /// Name of the model in the APIs [default: the file's name]
     #[arg(long, value_name = "NAME")]
     pub alias: Option<String>,
-    /// Largest memory budget that clients, such as the page, may set while the server runs [default: --memory]
+    /// Largest memory budget that clients such as the page may set [default: --memory]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
-    /// Requests answered at the same time: one step computes the next token of each. They share the context (--ctx)
-    /// and its memory
+    /// Number of requests that run at a time. They share each decode step, the context (--ctx) and its memory
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub parallel: usize,
-    /// Longest pause of running answers, in milliseconds, while another request's prompt is computed; one layer of the
-    /// prompt may exceed it
+    /// Longest time that decoding waits for another request's prefill, in milliseconds, plus one layer
     #[arg(long, value_name = "MS", default_value_t = 200)]
     pub stall: u64,
-    /// Folder that keeps computed prompt prefixes, so that they are not computed again after a restart
+    /// Folder that keeps prompt prefixes across restarts, so that they are not prefilled again
     #[arg(long, value_name = "DIR")]
     pub prefix_cache: Option<PathBuf>,
-    /// Size of that folder. The least recently used prefixes are removed first
+    /// Limit on the size of that folder. The least recently used prefixes are deleted first
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size, requires = "prefix_cache")]
     pub prefix_cache_size: u64,
-    /// Requests that may wait for a session; more get status 429
+    /// Number of requests that may wait for a session; further requests get status 429
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub queue: usize,
-    /// Seconds that running answers get to finish when the server stops
+    /// Seconds that running answers have to finish when the server stops
     #[arg(long, value_name = "S", default_value_t = 10)]
     pub grace: u64,
-    /// Largest body of a request
+    /// Limit on the size of a request's body
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size)]
     pub max_body: u64,
-    /// Connections at the same time
+    /// Number of connections at a time; further connections wait
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_connections: usize,
     #[command(flatten)]
@@ -82,7 +79,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     // Check this before converting a model, which can take an hour.
     if key.is_none() && !args.no_api_key && !args.listen.ip().is_loopback() {
         return Err(format!(
-            "{}: other machines could use this server; give --api-key-file or DOLLOP_API_KEY, or say --no-api-key",
+            "{}: other machines can connect to this address: set an API key with --api-key-file or DOLLOP_API_KEY, or give --no-api-key",
             args.listen
         )
         .into());
@@ -106,7 +103,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     options.clock = Some(clock::now);
     let model = options.model.clone();
     if let Err(e) = engine.chat_template() {
-        note!("{e}; only /v1/completions and the like can be used");
+        note!("{e}; only endpoints without a chat template work, such as /v1/completions");
     }
     let needs_key = options.key.is_some();
     let server = Server::bind(engine.clone(), options)?;
@@ -147,7 +144,7 @@ fn key(args: &ServeArgs) -> Result<Option<String>, Failure> {
     };
     let key = text.trim();
     if key.is_empty() || key.contains(char::is_whitespace) {
-        return Err(format!("{place}: the API key must be one word").into());
+        return Err(format!("{place}: the API key must not be empty or contain white space").into());
     }
     Ok(Some(key.to_owned()))
 }

@@ -1,6 +1,7 @@
 //! The result of a request in a form that does not depend on the API. It is either a stream of updates or the
 //! collected answers.
 
+use crate::logprobs::Likely;
 use crate::refusal::Refusal;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -11,6 +12,9 @@ pub enum Piece {
     Reasoning(String),
     /// Text of the answer.
     Text(String),
+    /// Log probabilities of the tokens of the next piece, or of the answer's last tokens. Only if the request
+    /// asks for them.
+    Likely(Vec<Likely>),
     /// A tool call begins.
     Call {
         /// The call's id. The tool's result refers to it.
@@ -59,8 +63,8 @@ pub struct Usage {
 pub enum Update {
     /// The request is valid, and prefill of its prompt has begun.
     Begun,
-    Piece(usize, Piece),
     /// A piece of the answer with this index.
+    Piece(usize, Piece),
     /// The answer with this index ended.
     Done(usize, Finish),
     /// All answers ended.
@@ -87,6 +91,9 @@ pub struct Choice {
     pub reasoning: String,
     /// The answer's text.
     pub text: String,
+    /// The tokens of the text and the calls, with their log probabilities. Empty unless the request asks for
+    /// them.
+    pub likely: Vec<Likely>,
     /// The answer's tool calls.
     pub calls: Vec<Call>,
     /// Why the answer ended.
@@ -95,13 +102,15 @@ pub struct Choice {
 
 impl Choice {
     fn empty(finish: Finish) -> Choice {
-        Choice { reasoning: String::new(), text: String::new(), calls: Vec::new(), finish }
+        let (reasoning, text) = (String::new(), String::new());
+        Choice { reasoning, text, likely: Vec::new(), calls: Vec::new(), finish }
     }
 
     fn add(&mut self, piece: Piece) {
         match piece {
             Piece::Reasoning(text) => self.reasoning.push_str(&text),
             Piece::Text(text) => self.text.push_str(&text),
+            Piece::Likely(tokens) => self.likely.extend(tokens),
             Piece::Call { id, name } => self.calls.push(Call { id, name, arguments: String::new() }),
             Piece::Arguments(text) => {
                 if let Some(call) = self.calls.last_mut() {
@@ -158,5 +167,5 @@ impl Answer {
 
 /// The error for a channel that closed without `End` or `Failed`, because the sending thread panicked.
 pub fn broken() -> Refusal {
-    Refusal::internal("the generation broke off: this is a fault of the server")
+    Refusal::internal("the generation failed: this is a bug in the server")
 }

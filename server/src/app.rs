@@ -123,11 +123,11 @@ async fn read(service: &Service, request: HttpRequest) -> Result<Bytes, Refusal>
     match tokio::time::timeout(service.options.read_timeout, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.downcast_ref::<LengthLimitError>().is_some() => {
-            let message = format!("the body is longer than {limit} bytes");
+            let message = format!("the body is larger than the limit of {limit} bytes");
             Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
         }
-        Ok(Err(e)) => Err(Refusal::invalid(format!("the body broke off: {e}"))),
-        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+        Ok(Err(e)) => Err(Refusal::invalid(format!("the body ended early: {e}"))),
+        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body was not received in time")),
     }
 }
 
@@ -153,7 +153,7 @@ async fn metrics(State(service): App) -> Response<Body> {
 fn unknown(request: &HttpRequest, status: StatusCode) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
     let shown: String = path.chars().take(80).collect();
-    Refusal::new(status, format!("there is no {method} {shown}; docs/server.md lists the endpoints"))
+    Refusal::new(status, format!("there is no endpoint {method} {shown}; docs/server.md lists the endpoints"))
         .response(Form::of(path))
 }
 

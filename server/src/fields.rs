@@ -16,7 +16,7 @@ pub struct Fields<'a> {
 /// 400 for anything else.
 pub fn parse(body: &[u8]) -> Result<Json, Refusal> {
     let json: Json = serde_json::from_slice(body)
-        .map_err(|e| Refusal::invalid(format!("the body is no valid JSON: {e}")))?;
+        .map_err(|e| Refusal::invalid(format!("the body is not valid JSON: {e}")))?;
     if json.is_object() { Ok(json) } else { Err(Refusal::invalid("the body must be a JSON object")) }
 }
 
@@ -28,7 +28,7 @@ impl<'a> Fields<'a> {
     pub fn of(json: &'a Json, prefix: &'a str) -> Result<Fields<'a>, Refusal> {
         match json {
             Json::Object(map) => Ok(Fields { map, prefix }),
-            _ if prefix.is_empty() => Err(Refusal::invalid("an object was expected")),
+            _ if prefix.is_empty() => Err(Refusal::invalid("the body must be a JSON object")),
             _ => Err(Refusal::field(prefix.trim_end_matches('.'), "must be an object")),
         }
     }
@@ -60,7 +60,7 @@ impl<'a> Fields<'a> {
 
     /// A string field.
     pub fn text(&self, name: &str) -> Result<Option<&'a str>, Refusal> {
-        self.read(name, "a text", Json::as_str)
+        self.read(name, "a string", Json::as_str)
     }
 
     /// A required string field.
@@ -80,7 +80,7 @@ impl<'a> Fields<'a> {
 
     /// An integer field. A float without a fraction, such as `1.0`, is accepted.
     pub fn whole(&self, name: &str) -> Result<Option<i64>, Refusal> {
-        self.read(name, "a whole number", |v| {
+        self.read(name, "an integer", |v| {
             let whole = |f: f64| (f.fract() == 0.0 && f.abs() < 9e15).then_some(f as i64);
             v.as_i64().or_else(|| v.as_f64().and_then(whole))
         })
@@ -96,7 +96,7 @@ impl<'a> Fields<'a> {
 
     /// An array field.
     pub fn list(&self, name: &str) -> Result<Option<&'a [Json]>, Refusal> {
-        self.read(name, "a list", |v| v.as_array().map(Vec::as_slice))
+        self.read(name, "an array", |v| v.as_array().map(Vec::as_slice))
     }
 
     /// A field that is a string or an array of strings.
@@ -106,7 +106,7 @@ impl<'a> Fields<'a> {
             Json::Array(list) => list.iter().map(|v| v.as_str().map(str::to_owned)).collect(),
             _ => None,
         };
-        Ok(self.read(name, "a text or a list of texts", list)?.unwrap_or_default())
+        Ok(self.read(name, "a string or an array of strings", list)?.unwrap_or_default())
     }
 
     /// Refuses a field, unless it is absent or has an empty value: `false`, 0, an empty string or an empty

@@ -39,7 +39,7 @@ fn check_host(options: &ServerOptions, uri: &Uri, headers: &HeaderMap) -> Result
         return Ok(());
     }
     let shown: String = name.chars().take(80).collect();
-    let message = format!("this server is not called `{shown}`; if it should be, start it with --host");
+    let message = format!("the host name `{shown}` is not allowed; --host NAME allows it");
     Err(Refusal { code: Some("host_not_allowed"), ..Refusal::new(StatusCode::FORBIDDEN, message) })
 }
 
@@ -63,7 +63,7 @@ fn check_origin(options: &ServerOptions, headers: &HeaderMap) -> Result<(), Refu
     if own() == Some(true) || allowed(options, origin).is_some() {
         return Ok(());
     }
-    let message = "pages of other sites may not use this server; --cors ORIGIN allows one";
+    let message = "pages of this origin are not allowed; --cors ORIGIN allows them";
     Err(Refusal { code: Some("origin_not_allowed"), ..Refusal::new(StatusCode::FORBIDDEN, message) })
 }
 
@@ -121,8 +121,8 @@ fn check_key(key: &str, headers: &HeaderMap) -> Result<(), Refusal> {
         return Ok(());
     }
     let message = match sent {
-        Some(_) => "the API key is not this server's",
-        None => "an API key is missing: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
+        Some(_) => "the API key is wrong",
+        None => "the API key is missing: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
     };
     Err(Refusal { code: Some("invalid_api_key"), ..Refusal::new(StatusCode::UNAUTHORIZED, message) })
 }

@@ -13,6 +13,7 @@ mod fields;
 mod guard;
 mod listen;
 mod live;
+mod logprobs;
 mod metrics;
 mod options;
 mod page;

@@ -92,7 +92,7 @@ impl Server {
                     Err(e) => {
                         // For example too many open files. Open connections continue, and closing them frees
                         // some.
-                        log::warn!("a connection could not be accepted: {e}");
+                        log::warn!("failed to accept a connection: {e}");
                         sleep(LOOK).await;
                     }
                 }

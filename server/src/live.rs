@@ -67,7 +67,7 @@ impl Live {
 pub fn watch(service: &Arc<Service>) -> Result<Response<Body>, Refusal> {
     let permit = service.live.watchers.clone().try_acquire_owned();
     let permit = permit.map_err(|_| {
-        let message = format!("{MAX_WATCHERS} clients watch already: close one");
+        let message = format!("at most {MAX_WATCHERS} clients can watch at a time");
         Refusal { retry_after: Some(5), ..Refusal::new(StatusCode::TOO_MANY_REQUESTS, message) }
     })?;
     // With room for one event, a client that reads slowly gets fewer events, not outdated ones.
@@ -212,11 +212,8 @@ pub async fn set_memory(service: &Arc<Service>, body: &Json) -> Result<Response<
     let most = service.live.most;
     if bytes > most {
         let mb = |bytes: u64| bytes >> 20;
-        let message = format!(
-            "{} MB are more than the {} MB that this server may use: start it with a larger --max-memory",
-            mb(bytes),
-            mb(most)
-        );
+        let message =
+            format!("{} MB exceed the server's limit of {} MB, which --max-memory sets", mb(bytes), mb(most));
         return Err(Refusal::field("bytes", message));
     }
     let _permit = service.live.resizing.acquire().await.map_err(|_| Refusal::stopping())?;

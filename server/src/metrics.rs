@@ -21,6 +21,8 @@ struct Counts {
 pub struct Now {
     /// Numbers of running and waiting requests.
     pub load: (usize, usize),
+    /// Number of constraints that are being compiled.
+    pub compiling: usize,
     /// Number of sessions.
     pub sessions: usize,
     /// Bytes of the memory plan.
@@ -75,38 +77,50 @@ impl Metrics {
         one(
             "dollop_requests_cancelled_total",
             "counter",
-            "Requests whose client hung up.",
+            "Requests whose client disconnected early.",
             counts.cancelled as f64,
         );
-        one("dollop_requests_running", "gauge", "Requests that are answered now.", now.load.0 as f64);
-        one("dollop_requests_waiting", "gauge", "Requests in the queue.", now.load.1 as f64);
-        one("dollop_sessions", "gauge", "Sessions.", now.sessions as f64);
-        one("dollop_prompt_tokens_total", "counter", "Tokens of prompts.", u.prompt as f64);
+        one("dollop_requests_running", "gauge", "Requests that are running.", now.load.0 as f64);
+        one("dollop_requests_waiting", "gauge", "Requests that wait in the queue.", now.load.1 as f64);
+        let help = "Schemas and grammars that are being compiled.";
+        one("dollop_constraints_compiling", "gauge", help, now.compiling as f64);
+        one("dollop_sessions", "gauge", "Sessions that the server has opened.", now.sessions as f64);
+        one("dollop_prompt_tokens_total", "counter", "Prompt tokens.", u.prompt as f64);
         one(
             "dollop_prompt_tokens_cached_total",
             "counter",
-            "Of those, found in kept conversations.",
+            "Prompt tokens that were reused instead of prefilled.",
             u.cached as f64,
         );
-        one("dollop_generated_tokens_total", "counter", "Tokens generated.", u.output as f64);
-        one("dollop_prefill_seconds_total", "counter", "Seconds for prompts.", u.prefill_s);
-        one("dollop_decode_seconds_total", "counter", "Seconds for answers.", u.decode_s);
-        one("dollop_planned_bytes", "gauge", "Memory of the plan.", now.planned_bytes as f64);
+        one("dollop_generated_tokens_total", "counter", "Generated tokens.", u.output as f64);
+        one("dollop_prefill_seconds_total", "counter", "Seconds of prefill.", u.prefill_s);
+        one("dollop_decode_seconds_total", "counter", "Seconds of decoding.", u.decode_s);
+        one("dollop_planned_bytes", "gauge", "Bytes of the memory plan.", now.planned_bytes as f64);
         if let Some(s) = &now.stream {
             one(
                 "dollop_expert_bytes_read_total",
                 "counter",
-                "Bytes read of experts.",
+                "Bytes of experts read from storage.",
                 (s.bytes_wanted + s.bytes_ahead) as f64,
             );
-            one("dollop_expert_evictions_total", "counter", "Planes of experts evicted.", s.evictions as f64);
+            one(
+                "dollop_expert_evictions_total",
+                "counter",
+                "Bit planes of experts evicted from memory.",
+                s.evictions as f64,
+            );
             one(
                 "dollop_expert_hit_rate",
                 "gauge",
-                "Planes wanted that were in memory.",
+                "Share of the wanted bit planes that were in memory.",
                 finite(s.hit_rate()),
             );
-            one("dollop_expert_mean_bits", "gauge", "Mean bits of experts used.", finite(s.mean_bits()));
+            one(
+                "dollop_expert_mean_bits",
+                "gauge",
+                "Mean bits of the experts that tokens used.",
+                finite(s.mean_bits()),
+            );
         }
         now.more(&mut out);
         out
@@ -124,34 +138,39 @@ impl Now {
         one(
             "dollop_steps_total",
             "counter",
-            "Calls that appended tokens to answers.",
+            "Decode steps. A step appends a token to each answer that takes part.",
             now.batch.steps as f64,
         );
         one(
             "dollop_step_tokens_total",
             "counter",
-            "Tokens that these appended; by calls: how many answers share a read.",
+            "Tokens that decode steps appended. Divided by the steps: mean answers in a step.",
             now.batch.tokens as f64,
         );
-        one("dollop_step_answers_max", "gauge", "The most answers of one call.", now.batch.most as f64);
+        one(
+            "dollop_step_answers_max",
+            "gauge",
+            "Largest number of answers in a step.",
+            now.batch.most as f64,
+        );
         one(
             "dollop_stall_seconds_max",
             "gauge",
-            "The longest time that answers waited for prompts.",
+            "Longest time that decoding waited for prefill.",
             now.batch.stalled.as_secs_f64(),
         );
         if let Some(p) = &now.prefixes {
             one(
                 "dollop_prefix_tokens_total",
                 "counter",
-                "Tokens of prompts read from files.",
+                "Prompt tokens that were restored from prefix files.",
                 p.tokens as f64,
             );
-            one("dollop_prefix_files_saved_total", "counter", "Prefixes written to files.", p.saved as f64);
+            one("dollop_prefix_files_saved_total", "counter", "Prefix files written.", p.saved as f64);
             one(
                 "dollop_prefix_files_skipped_total",
                 "counter",
-                "Files of prefixes that could not be used.",
+                "Prefix files that could not be used.",
                 p.skipped as f64,
             );
         }

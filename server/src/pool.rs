@@ -2,7 +2,6 @@
 //! prefix with its prompt.
 
 use crate::prefix::{self, Prefixes};
-use dollop::internal::kernels::MANY;
 use dollop::{Engine, Error, Session, SessionOptions};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +15,7 @@ pub struct Pool {
     pub sessions: usize,
     /// Token positions of each session.
     pub context: usize,
+    engine: Engine,
 }
 
 #[derive(Default)]
@@ -27,7 +27,8 @@ struct Idle {
 
 struct Kept {
     session: Session,
-    /// Number of leading tokens that were prefilled as a prompt. Tokens after them were decoded one by one.
+    /// Number of leading tokens whose bits are those of prefill. If the processor computes a token alone in
+    /// another way, tokens of answers do not count.
     read: usize,
     used: u64,
 }
@@ -61,7 +62,7 @@ impl Pool {
         };
         log::debug!("{sessions} sessions of {context} tokens, chunks of {chunk}");
         let idle = Mutex::new(Idle { sessions: kept, clock: 0 });
-        Ok(Pool { idle, sessions, context })
+        Ok(Pool { idle, sessions, context, engine: engine.clone() })
     }
 
     /// Takes the idle session that shares the longest prefix with `prompt`. Among equals, takes the least
@@ -98,14 +99,14 @@ impl Pool {
     }
 }
 
-/// Writes the prefilled part of a session (`read` tokens) to the prefix cache, if it exceeds `known` by at
-/// least [`prefix::LEAST`] tokens. Returns how many prefilled tokens the session then holds.
+/// Writes the reusable part of a session (`read` tokens) to the prefix cache, if it exceeds `known` by at
+/// least [`prefix::LEAST`] tokens. Returns how many reusable tokens the session then holds.
 fn keep(session: &mut Session, read: usize, known: usize, prefixes: &Prefixes) -> usize {
     if read.saturating_sub(known) < prefix::LEAST {
         return read;
     }
-    // Leave out the answer, whose tokens were decoded one by one. Layers with a state can go back only to a
-    // mark, which may be before `read`. The second rewind drops the tokens after that mark.
+    // Leave out tokens that cannot be reused. Layers with a state can go back only to a mark, which may be
+    // before `read`. The second rewind drops the tokens after that mark.
     let read = session.rewind(read);
     session.rewind(read);
     prefixes.save(session);
@@ -122,12 +123,11 @@ pub struct Lease {
 
 impl Lease {
     /// Returns the session, rewound to the part of `prompt` that can be reused without changing the answer by
-    /// a bit. That part has no decoded tokens. It leaves at least [`MANY`] tokens, because calls with fewer
-    /// may be computed differently. `None` if the session is in use.
+    /// a bit. It leaves at least [`Engine::least_call`] tokens to prefill. `None` if the session is in use.
     pub fn begin(&mut self, prompt: &[u32]) -> Option<Session> {
         let mut session = self.session.take()?;
         let known = shared(&session.tokens()[..self.read.min(session.tokens().len())], prompt);
-        session.rewind(known.min(prompt.len().saturating_sub(MANY)));
+        session.rewind(known.min(prompt.len().saturating_sub(self.pool.engine.least_call())));
         self.read = session.tokens().len();
         Some(session)
     }
@@ -145,9 +145,14 @@ impl Lease {
 
     /// Takes the session back after a generation. `prompt` is given if all of it was prefilled.
     pub fn end(&mut self, session: Session, prompt: Option<&[u32]>) {
-        if let Some(prompt) = prompt {
-            self.read = if prompt.len() < MANY { 0 } else { prompt.len() };
-        }
+        let (least, read) = (self.pool.engine.least_call(), prompt.map(<[u32]>::len));
+        self.read = match read {
+            // Tokens of the answer have the same bits as if they were prefilled.
+            _ if least == 1 => session.tokens().len(),
+            Some(read) if read < least => 0,
+            Some(read) => read,
+            None => self.read,
+        };
         self.session = Some(session);
     }
 

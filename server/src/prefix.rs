@@ -6,7 +6,6 @@
 //! changed. Any file may be deleted at any time.
 
 use crate::pool::shared;
-use dollop::internal::kernels::MANY;
 use dollop::{Engine, Error, Session};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -73,8 +72,8 @@ impl Prefixes {
     /// session then holds, or `None` if no file was loaded.
     pub fn load(&self, session: &mut Session, prompt: &[u32], known: usize) -> Option<usize> {
         let context = session.context();
-        // The last `MANY` tokens of a prompt are always prefilled.
-        let most = prompt.len().saturating_sub(MANY);
+        // The last tokens of a prompt are always prefilled.
+        let most = prompt.len().saturating_sub(self.engine.least_call());
         loop {
             let worth = |tokens: &[u32]| shared(tokens, prompt).min(most);
             let all = self.look().into_iter();
@@ -113,9 +112,12 @@ impl Prefixes {
         let bytes = match session.saved_bytes() {
             Ok(bytes) if bytes <= self.limit => bytes,
             Ok(bytes) => {
-                return log::debug!("{} tokens take {bytes} bytes: more than all prefixes may", tokens.len());
+                return log::debug!(
+                    "a prefix is not saved: {} tokens take {bytes} bytes, more than the cache's limit",
+                    tokens.len()
+                );
             }
-            Err(e) => return log::warn!("a prefix is not kept: {e}"),
+            Err(e) => return log::warn!("a prefix is not saved: {e}"),
         };
         self.make_room(bytes);
         let path = self.folder.join(format!("{}{SUFFIX}", self.name(tokens)));
@@ -124,7 +126,7 @@ impl Prefixes {
                 self.count(SAVED, 1);
                 lock(&self.known).insert(path, Some(tokens.into()));
             }
-            Err(e) => log::warn!("a prefix is not kept: {e}"),
+            Err(e) => log::warn!("a prefix is not saved: {e}"),
         }
     }
 
@@ -151,7 +153,7 @@ impl Prefixes {
             let tokens = match self.engine.saved_tokens(&path) {
                 Ok(tokens) => Some(tokens.into()),
                 Err(e) => {
-                    log::warn!("a prefix is skipped: {e}");
+                    log::warn!("a prefix file is skipped: {e}");
                     self.count(SKIPPED, 1);
                     None
                 }
@@ -162,7 +164,7 @@ impl Prefixes {
     }
 
     fn skip(&self, path: PathBuf, why: &Error) {
-        log::warn!("a prefix is skipped: {why}");
+        log::warn!("a prefix file is skipped: {why}");
         self.count(SKIPPED, 1);
         lock(&self.known).insert(path, None);
     }

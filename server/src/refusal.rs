@@ -146,7 +146,7 @@ impl From<dollop::Error> for Refusal {
             }
             Error::ContextFull { needed, limit } => {
                 let message = format!(
-                    "the prompt is too long: {needed} tokens are needed and the context holds {limit}; shorten it, or start the server with a larger context (--ctx) or fewer sessions (--parallel)"
+                    "the prompt is too long: it needs {needed} tokens, and the context has {limit}; shorten it, or start the server with a larger context (--ctx) or fewer sessions (--parallel)"
                 );
                 Refusal { code: Some("context_length_exceeded"), ..Refusal::invalid(message) }
             }

@@ -26,6 +26,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// The constraint that the answer must satisfy.
     pub constraint: Option<Constraint>,
+    /// Whether to report log probabilities, and of how many likeliest tokens.
+    pub logprobs: Option<usize>,
     /// Whether to continue after an end-of-turn token.
     pub ignore_eos: bool,
     /// Number of answers per prompt.
@@ -75,6 +77,7 @@ impl Request {
             sampling,
             stop: Vec::new(),
             constraint: None,
+            logprobs: None,
             ignore_eos: f.flag("ignore_eos")?.unwrap_or(false),
             choices: 1,
             stream: f.flag("stream")?.unwrap_or(false),
@@ -89,7 +92,7 @@ impl Request {
         self.constraint = tools::format(value, name)?;
         let has_tools = matches!(&self.input, Input::Chat(c) if c.tools.list.is_some());
         if self.constraint.is_some() && has_tools {
-            return Err(Refusal::unsupported(name, "together with tools is not supported"));
+            return Err(Refusal::unsupported(name, "is not supported together with tools"));
         }
         Ok(())
     }
@@ -102,7 +105,7 @@ impl Request {
         self.stop = f.texts(name)?;
         let bad = |s: &String| s.is_empty() || s.len() > MAX_STOP_BYTES;
         if self.stop.len() > MAX_STOPS || self.stop.iter().any(bad) {
-            let must = format!("at most {MAX_STOPS} texts of 1 to {MAX_STOP_BYTES} bytes");
+            let must = format!("must be at most {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes");
             return Err(f.wrong(name, must));
         }
         Ok(())
@@ -130,7 +133,7 @@ pub fn check_model(f: &Fields, served: &str) -> Result<(), Refusal> {
 pub fn messages(f: &Fields, name: &str) -> Result<Vec<Json>, Refusal> {
     let list = f.list(name)?.ok_or_else(|| f.wrong(name, "is missing"))?;
     if list.is_empty() || list.len() > MAX_MESSAGES {
-        return Err(f.wrong(name, format!("must be 1 to {MAX_MESSAGES} messages")));
+        return Err(f.wrong(name, format!("must have 1 to {MAX_MESSAGES} messages")));
     }
     let one = |(i, json): (usize, &Json)| {
         let prefix = format!("{}[{i}].", f.name(name));
@@ -149,7 +152,7 @@ fn message(f: &Fields) -> Result<Json, Refusal> {
     };
     f.refuse("images", "this model reads text only")?;
     f.refuse("audio", "this model reads text only")?;
-    f.refuse("function_call", "is out of date: use tool_calls")?;
+    f.refuse("function_call", "is deprecated: use tool_calls")?;
     let (content, calls) = (content(f, "content")?, tools::calls(f)?);
     if content.is_none() && role != "assistant" {
         return Err(f.wrong("content", "is missing"));
@@ -180,7 +183,7 @@ pub fn content(f: &Fields, name: &str) -> Result<Option<String>, Refusal> {
         None => return Ok(None),
         Some(Json::String(text)) => return Ok(Some(text.clone())),
         Some(Json::Array(parts)) => parts,
-        Some(_) => return Err(f.wrong(name, "must be a text or a list of text parts")),
+        Some(_) => return Err(f.wrong(name, "must be a string or an array of text parts")),
     };
     let mut whole = String::new();
     for (i, part) in parts.iter().enumerate() {

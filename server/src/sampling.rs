@@ -59,7 +59,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Sampling, Refusal> {
         Some(0) => Mirostat::Off,
         Some(1) => Mirostat::V1,
         Some(2) => Mirostat::V2,
-        Some(_) => return Err(f.wrong("mirostat", "there are 0 (off), 1 and 2")),
+        Some(_) => return Err(f.wrong("mirostat", "must be 0 (off), 1 or 2")),
     };
     if f.get("samplers").is_some() {
         let link = |name: &str| serde_json::from_value::<Link>(name.trim().into());
@@ -69,7 +69,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Sampling, Refusal> {
     }
     if let Some(bias) = f.get("logit_bias") {
         s.logit_bias = biases(bias).ok_or_else(|| {
-            f.wrong("logit_bias", "must be an object from token ids to numbers, or a list of such pairs")
+            f.wrong("logit_bias", "must be an object from token ids to numbers, or an array of such pairs")
         })?;
     }
     s.seed = match f.whole("seed")? {

@@ -15,7 +15,7 @@ use crate::work::Work;
 use dollop::sampler::Sampling;
 use dollop::template::{ChatTemplate, RenderContext};
 use dollop::tools::Format;
-use dollop::{CancelToken, Engine};
+use dollop::{CancelToken, Constraint, Engine};
 use serde_json::Value as Json;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -26,6 +26,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Maximum number of requests that are rendered and tokenized at a time.
 const PREPARING: usize = 2;
+
+/// Maximum number of constraints that are compiled at a time. A large schema takes seconds, so it must not
+/// hold up the prompts of other requests.
+const COMPILING: usize = 2;
 
 /// The state of a server.
 pub struct Service {
@@ -49,6 +53,8 @@ pub struct Service {
     context: RenderContext,
     /// Limits concurrent rendering and tokenizing to `PREPARING`.
     pub preparing: Semaphore,
+    /// Limits concurrent compiling of constraints to `COMPILING`.
+    compiling: Arc<Semaphore>,
     ids: AtomicU64,
 }
 
@@ -93,6 +99,7 @@ impl Service {
             prefixes,
             scheduler: Scheduler::new(&engine, options.stall)?,
             preparing: Semaphore::new(PREPARING),
+            compiling: Arc::new(Semaphore::new(COMPILING)),
             ids: AtomicU64::new(RandomState::new().build_hasher().finish() >> 1),
             engine,
             options,
@@ -174,7 +181,7 @@ impl Service {
         let limit = self.pool.context;
         for prompt in &prompts {
             if prompt.is_empty() {
-                return Err(Refusal::invalid("the prompt is empty: there is nothing to continue"));
+                return Err(Refusal::invalid("the prompt is empty"));
             }
             // At least one token of an answer must fit after the prompt.
             if prompt.len() >= limit {
@@ -190,12 +197,34 @@ impl Service {
         let Input::Chat(Conversation { tools, .. }) = &request.input else { return Ok(None) };
         let Some(list) = &tools.list else { return Ok(None) };
         let format = self.engine.tool_format();
-        let format =
-            format.ok_or_else(|| Refusal::unsupported("tools", "this model's template knows no tools"))?;
+        let format = format.ok_or_else(|| {
+            Refusal::unsupported("tools", "this model's chat template does not support tools")
+        })?;
         if let Some(name) = &tools.require {
             request.constraint = Some(format.require(list, name.as_deref())?);
         }
         Ok(Some((format, list.clone())))
+    }
+
+    /// Compiles a constraint on a blocking thread, before the request takes a session. On the scheduler's
+    /// thread, all answers would wait for it.
+    ///
+    /// # Errors
+    /// 400 for a constraint that does not compile.
+    async fn compiled(self: &Arc<Self>, constraint: Constraint) -> Result<Constraint, Refusal> {
+        let permit = self.compiling.clone().acquire_owned().await.map_err(|_| Refusal::stopping())?;
+        let service = self.clone();
+        let work = move || {
+            // Held to the end, also if the client disconnects: the thread cannot be stopped.
+            let _permit = permit;
+            service.engine.compile(constraint)
+        };
+        Ok(tokio::task::spawn_blocking(work).await.map_err(|_| crate::answer::broken())??)
+    }
+
+    /// Number of constraints that are being compiled.
+    pub fn compiling(&self) -> usize {
+        COMPILING - self.compiling.available_permits()
     }
 
     /// Waits for a free session and starts the generation.
@@ -205,18 +234,23 @@ impl Service {
     pub async fn start(self: &Arc<Self>, mut request: Request) -> Result<Generation, Refusal> {
         let vocab = self.engine.info().vocab;
         if let Some(bias) = request.sampling.logit_bias.iter().find(|b| b.token as usize >= vocab) {
-            let message = format!("token {}: there are {vocab}", bias.token);
+            let message = format!("token {} is outside the vocabulary of {vocab}", bias.token);
             return Err(Refusal::field("logit_bias", message));
         }
         let calls = self.calls(&mut request)?;
-        let (request, prompts) = {
+        let (mut request, prompts) = {
             let _permit = self.preparing.acquire().await.map_err(|_| Refusal::stopping())?;
             let service = self.clone();
             let work = move || service.prompts(&request.input).map(|prompts| (request, prompts));
             tokio::task::spawn_blocking(work).await.map_err(|_| crate::answer::broken())??
         };
         if prompts.len() * request.choices > MAX_CHOICES {
-            return Err(Refusal::invalid(format!("at most {MAX_CHOICES} answers for one request")));
+            return Err(Refusal::invalid(format!(
+                "a request can have at most {MAX_CHOICES} answers: prompts times n"
+            )));
+        }
+        if let Some(constraint) = request.constraint.take() {
+            request.constraint = Some(self.compiled(constraint).await?);
         }
         let turn = self.queue.enter().await?;
         let cancel = turn.cancel.clone();

@@ -26,7 +26,7 @@ fn tool(f: &Fields, parameters: &str) -> Result<Json, Refusal> {
     let none = || json!({"type": "object", "properties": {}});
     let parameters = f.get(parameters).cloned().unwrap_or_else(none);
     if !parameters.is_object() {
-        return Err(f.wrong("parameters", "must be a JSON schema"));
+        return Err(f.wrong("parameters", "must be a JSON Schema"));
     }
     function.insert("parameters".into(), parameters);
     Ok(json!({"type": "function", "function": function}))
@@ -35,7 +35,7 @@ fn tool(f: &Fields, parameters: &str) -> Result<Json, Refusal> {
 fn list(f: &Fields, one: impl Fn(&Fields) -> Result<Json, Refusal>) -> Result<Option<Json>, Refusal> {
     let tools = f.list("tools")?.unwrap_or_default();
     if tools.len() > MAX_TOOLS {
-        return Err(f.wrong("tools", format!("must be at most {MAX_TOOLS}")));
+        return Err(f.wrong("tools", format!("must have at most {MAX_TOOLS} tools")));
     }
     let read = |(i, json): (usize, &Json)| one(&Fields::of(json, &format!("tools[{i}]."))?);
     let all = tools.iter().enumerate().map(read).collect::<Result<Vec<Json>, Refusal>>()?;
@@ -45,7 +45,7 @@ fn list(f: &Fields, one: impl Fn(&Fields) -> Result<Json, Refusal>) -> Result<Op
 fn only_functions(f: &Fields) -> Result<(), Refusal> {
     match f.text("type")?.unwrap_or("function") {
         "function" => Ok(()),
-        _ => Err(f.wrong("type", "only functions can be called")),
+        _ => Err(f.wrong("type", "must be function")),
     }
 }
 
@@ -90,7 +90,7 @@ pub fn openai(f: &Fields, framed: bool) -> Result<Tools, Refusal> {
 pub fn anthropic(f: &Fields) -> Result<Tools, Refusal> {
     let list = list(f, |f| match f.text("type")?.unwrap_or("custom") {
         "custom" => tool(f, "input_schema"),
-        _ => Err(f.wrong("type", "only custom tools can be called")),
+        _ => Err(f.wrong("type", "must be custom")),
     })?;
     let require = match f.get("tool_choice").map(|c| Fields::of(c, "tool_choice.")).transpose()? {
         None => None,
@@ -108,7 +108,7 @@ pub fn anthropic(f: &Fields) -> Result<Tools, Refusal> {
 impl Tools {
     fn checked(self, f: &Fields) -> Result<Tools, Refusal> {
         match self.require.is_some() && self.list.is_none() {
-            true => Err(f.wrong("tool_choice", "there are no tools")),
+            true => Err(f.wrong("tool_choice", "requires a tool, but the request has no tools")),
             false => Ok(self),
         }
     }

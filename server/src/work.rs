@@ -1,6 +1,7 @@
 //! A request with a session. It generates its answers one after another and sends updates to its client.
 
 use crate::answer::{Finish, Piece, Update, Usage, broken};
+use crate::logprobs::Likely;
 use crate::pool::Lease;
 use crate::queue::Turn;
 use crate::refusal::Refusal;
@@ -29,6 +30,7 @@ pub struct Work {
     /// Index of the current answer, counted over all prompts.
     choice: usize,
     reader: Reader,
+    likely: Vec<Likely>,
 }
 
 /// Separates tool calls from an answer's text.
@@ -52,18 +54,12 @@ impl Work {
         (sender, turn): (UnboundedSender<Update>, Turn),
     ) -> Result<Work, Refusal> {
         let first = prompts.first().ok_or_else(no_session)?;
-        if request.constraint.is_some() {
-            // Build the engine's vocabulary table for constraints here, on a blocking thread. In the
-            // scheduler, all answers would wait for it. An error is ignored here, because using the table
-            // reports it again.
-            let _ = service.engine.words();
-        }
         let mut lease = service.pool.take(first).ok_or_else(no_session)?;
         if let Some(prefixes) = &service.prefixes {
             lease.warm(first, prefixes);
         }
-        let (usage, choice, reader) = (Usage::default(), 0, Reader::default());
-        Ok(Work { service, request, prompts, calls, sender, lease, turn, usage, choice, reader })
+        let (usage, choice, reader, likely) = (Usage::default(), 0, Reader::default(), Vec::new());
+        Ok(Work { service, request, prompts, calls, sender, lease, turn, usage, choice, reader, likely })
     }
 
     /// Hands the request to the scheduler.
@@ -82,7 +78,7 @@ impl Work {
         let Some(session) = self.lease.begin(&prompt) else { return self.over(Err(no_session())) };
         let options = self.options(&prompt, session.context() - prompt.len());
         let parser = self.calls.as_ref().map(|(format, tools)| Parser::new(*format, tools));
-        self.reader = Reader { parser, called: false };
+        (self.reader, self.likely) = (Reader { parser, called: false }, Vec::new());
         batch.begin(self, session, &prompt, &options);
     }
 
@@ -96,7 +92,7 @@ impl Work {
             .with_sampling(sampling.with_seed(seed))
             .with_stop(&request.stop)
             .with_cancel(self.turn.cancel.clone());
-        options.ignore_eos = request.ignore_eos;
+        (options.ignore_eos, options.logprobs) = (request.ignore_eos, request.logprobs);
         options.constraint.clone_from(&request.constraint);
         options.tools = self.calls.as_ref().map(|(format, _)| *format);
         options
@@ -110,9 +106,17 @@ impl Work {
                 self.text(text)
             }
             Event::Rest { text } => self.text(text),
+            Event::Logprobs { id, logprob, top } => {
+                if let Ok(tokenizer) = self.service.engine.tokenizer() {
+                    self.likely.push(Likely::new(tokenizer, (id, logprob), &top));
+                }
+                ControlFlow::Continue(())
+            }
             Event::Reasoning { text, .. } => {
                 self.service.live.token();
                 self.usage.reasoning += 1;
+                // Only tokens of the answer are reported.
+                self.likely.pop();
                 self.tell(Piece::Reasoning(text))
             }
             Event::Prefill { .. } => self.send(Update::Begun),
@@ -152,6 +156,10 @@ impl Work {
             return None;
         }
         self.end_text();
+        // Tokens of a stop string are not part of the answer.
+        if outcome.stop != StopReason::StopString {
+            let _ = self.tell_likely();
+        }
         let finish = self.finish(&outcome);
         let _ = self.sender.send(Update::Done(self.choice, finish));
         self.choice += 1;
@@ -219,7 +227,18 @@ impl Work {
         self.request.stop.iter().find(met).cloned()
     }
 
+    /// Sends the log probabilities of the tokens since the last piece.
+    fn tell_likely(&mut self) -> ControlFlow<()> {
+        match std::mem::take(&mut self.likely) {
+            tokens if tokens.is_empty() => ControlFlow::Continue(()),
+            tokens => self.send(Update::Piece(self.choice, Piece::Likely(tokens))),
+        }
+    }
+
     fn text(&mut self, text: String) -> ControlFlow<()> {
+        if !text.is_empty() {
+            self.tell_likely()?;
+        }
         match &mut self.reader.parser {
             None => self.tell(Piece::Text(text)),
             Some(parser) => {
@@ -258,5 +277,5 @@ impl Work {
 }
 
 fn no_session() -> Refusal {
-    Refusal::internal("no session is free")
+    Refusal::internal("no session is free: this is a bug in the server")
 }

@@ -35,7 +35,7 @@ fn value() -> impl Strategy<Value = Json> {
     })
 }
 
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 37] = [
     "model",
     "messages",
     "prompt",
@@ -70,6 +70,9 @@ const NAMES: [&str; 34] = [
     "chat_template_kwargs",
     "modalities",
     "text",
+    "logprobs",
+    "top_logprobs",
+    "include",
 ];
 
 proptest! {

@@ -43,7 +43,7 @@ def use_openai():
     for error, change in [
         (openai.NotFoundError, {"model": "gpt-4o"}),
         (openai.BadRequestError, {"temperature": -1}),
-        (openai.BadRequestError, {"logprobs": True}),
+        (openai.BadRequestError, {"logprobs": True, "top_logprobs": 21}),
     ]:
         try:
             client.chat.completions.create(**(ask | change))

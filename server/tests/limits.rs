@@ -130,7 +130,8 @@ fn gate_134_what_is_no_request_is_refused_in_the_apis_form() {
         message(path, &server.get(path).error(405));
     }
     let refused = [
-        ("logprobs", json!(true)),
+        ("logprobs", json!("yes")),
+        ("top_logprobs", json!(3)),
         ("n", json!(9)),
         ("temperature", json!("hot")),
         ("functions", json!([{}])),

@@ -50,10 +50,11 @@ fn gate_139_a_prompt_that_goes_on_is_not_read_again_after_a_restart() {
     server.join();
     assert!(before > 0.0 && files(folder.path()).len() == 3, "a server that stops writes what it holds");
     // After a restart, two servers use the folder at once.
+    let most = (more.len() - support::engine().least_call()) as u64;
     for _ in 0..2 {
         let (a, b) = (Running::new(with(folder.path(), 1 << 30)), Running::new(with(folder.path(), 1 << 30)));
-        assert_eq!(ask(&a, &more), (want_more.clone(), LONG as u64));
-        assert_eq!(ask(&b, &more), (want_more.clone(), LONG as u64));
+        assert_eq!(ask(&a, &more), (want_more.clone(), most));
+        assert_eq!(ask(&b, &more), (want_more.clone(), most));
         assert_eq!(ask(&b, &first).0, want_first);
         assert!(a.metric("dollop_prefix_files_skipped_total") == 0.0);
     }

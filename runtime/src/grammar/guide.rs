@@ -9,7 +9,8 @@ use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
 use llguidance::{Matcher, ParserFactory};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::ptr;
+use std::sync::{Arc, PoisonError};
 
 /// The vocabulary as `llguidance` needs it. It is built once per engine.
 pub struct Words(ParserFactory);
@@ -53,6 +54,10 @@ impl Words {
     /// # Errors
     /// `Invalid`, with the place, if the constraint does not compile.
     pub fn guide(&self, constraint: &Constraint) -> Result<Guide> {
+        if let Some(of) = constraint.compiled.as_ref().filter(|of| ptr::eq(&*of.words, self)) {
+            let guide = of.guide.lock().unwrap_or_else(PoisonError::into_inner);
+            return Ok(guide.again(constraint.hurried));
+        }
         constraint.check()?;
         let (kind, text) = (constraint.kind, &*constraint.text);
         let grammar = match kind {
@@ -105,6 +110,11 @@ pub struct Guide {
 }
 
 impl Guide {
+    /// A copy that shares nothing with this one.
+    fn again(&self, hurried: bool) -> Guide {
+        Guide { matcher: self.matcher.deep_clone(), hurried, queue: self.queue.clone() }
+    }
+
     /// Whether the answer is complete, and only an end token may follow.
     pub fn is_over(&self) -> bool {
         self.matcher.is_stopped()

@@ -18,7 +18,8 @@ pub use guide::{Guide, Mask, Words};
 
 use crate::error::{Error, Result};
 use serde_json::{Value as Json, json};
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 
 /// The most bytes of a constraint's text.
 const MAX_BYTES: usize = 256 << 10;
@@ -26,8 +27,8 @@ const MAX_BYTES: usize = 256 << 10;
 /// What an answer must look like. Reasoning before the answer is not constrained, if the model or its
 /// template marks it.
 ///
-/// The text is compiled when a generation begins. If that fails, the error is `Error::Invalid` and names the
-/// place.
+/// The text is compiled when a generation begins, unless it was compiled before. If that fails, the error is
+/// `Error::Invalid` and names the place.
 #[derive(Clone, Debug)]
 pub struct Constraint {
     kind: Kind,
@@ -37,6 +38,22 @@ pub struct Constraint {
     /// Markers in the text, written as `{{marker}}`. Each becomes a special token if the vocabulary has it,
     /// otherwise text.
     markers: &'static [&'static str],
+    compiled: Option<Compiled>,
+}
+
+/// A guide at the beginning of an answer, and the vocabulary that it was compiled for.
+#[derive(Clone)]
+struct Compiled {
+    #[cfg_attr(not(feature = "grammar"), allow(dead_code))]
+    words: Arc<Words>,
+    #[cfg_attr(not(feature = "grammar"), allow(dead_code))]
+    guide: Arc<Mutex<Guide>>,
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Compiled")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +76,8 @@ impl Kind {
 
 impl Constraint {
     fn new(kind: Kind, text: impl Into<String>) -> Constraint {
-        Constraint { kind, text: text.into().into(), whole: false, hurried: true, markers: &[] }
+        let text = text.into().into();
+        Constraint { kind, text, whole: false, hurried: true, markers: &[], compiled: None }
     }
 
     /// An answer that is JSON of this schema (JSON text). The supported keywords are those of
@@ -110,6 +128,16 @@ impl Constraint {
     pub fn one_by_one(mut self) -> Constraint {
         self.hurried = false;
         self
+    }
+
+    /// This constraint, compiled for a vocabulary. Generations then begin with a copy of the compiled form.
+    ///
+    /// # Errors
+    /// As [`Words::guide`].
+    pub(crate) fn compiled(mut self, words: &Arc<Words>) -> Result<Constraint> {
+        let guide = Arc::new(Mutex::new(words.guide(&self)?));
+        self.compiled = Some(Compiled { words: words.clone(), guide });
+        Ok(self)
     }
 
     /// # Errors

@@ -13,7 +13,9 @@ use super::processor::Processor;
 use super::saved::Identity;
 use crate::error::{Error, Result};
 use crate::experts::RowReads;
-use crate::grammar::Words;
+use crate::grammar::{Constraint, Words};
+#[cfg(doc)]
+use crate::kernels::MANY;
 use crate::kernels::Observer;
 use crate::kernels::cpu::CpuBackend;
 use crate::model::Model;
@@ -135,6 +137,13 @@ impl Engine {
     #[doc(hidden)]
     pub fn threads(&self) -> usize {
         self.processor().threads()
+    }
+
+    /// Calls of this many tokens or more give each token the same bits, however many they have: 1 if a token
+    /// decoded alone has the bits of prefill, else [`MANY`].
+    #[doc(hidden)]
+    pub fn least_call(&self) -> usize {
+        self.processor().least_call()
     }
 
     /// Counters of the GPU's work since the engine was opened; `None` if the CPU computes.
@@ -306,6 +315,16 @@ impl Engine {
         let made = Arc::new(Words::new(self.tokenizer()?, self.info().vocab, &self.0.special.ends)?);
         *words = Some(made.clone());
         Ok(made)
+    }
+
+    /// Compiles a constraint for this model's vocabulary. A large schema takes seconds, and a generation that
+    /// begins with the compiled constraint does not wait for it.
+    ///
+    /// # Errors
+    /// `Invalid` for a constraint that does not compile; those of [`Engine::words`].
+    #[doc(hidden)]
+    pub fn compile(&self, constraint: Constraint) -> Result<Constraint> {
+        constraint.compiled(&self.words()?)
     }
 
     /// The tokenizer.

@@ -27,6 +27,10 @@ pub struct GenerateOptions {
     /// The format of tool calls in the answer. The markers of calls are then part of its text, so that
     /// [`Parser`](crate::tools::Parser) can read them.
     pub tools: Option<Format>,
+    /// Reports the log probability of each token, and those of this many likeliest tokens (at most 256), as
+    /// [`Event::Logprobs`]. A device then sends back all logits, and tokens that a constraint forces are
+    /// computed one by one.
+    pub logprobs: Option<usize>,
     /// Stops the generation from another thread. The tokens generated so far are kept.
     pub cancel: CancelToken,
 }
@@ -41,6 +45,7 @@ impl Default for GenerateOptions {
             target_tps: None,
             constraint: None,
             tools: None,
+            logprobs: None,
             cancel: CancelToken::new(),
         }
     }
@@ -100,6 +105,16 @@ pub enum Event {
         done: usize,
         /// Tokens to compute in all.
         total: usize,
+    },
+    /// The log probability of the token whose event comes next: the log-softmax of the model's logits, before
+    /// sampling and constraints change them. Only with [`GenerateOptions::logprobs`].
+    Logprobs {
+        /// The token's id.
+        id: u32,
+        /// The natural logarithm of the token's probability.
+        logprob: f32,
+        /// The likeliest tokens with their log probabilities, likeliest first.
+        top: Vec<(u32, f32)>,
     },
     /// A token was generated. Its `text` may be empty, if the token ends within a character or could begin a
     /// stop string.

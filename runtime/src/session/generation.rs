@@ -4,10 +4,10 @@
 use super::event::{Event, GenerateOptions, Outcome, StopReason};
 use super::guided::Guided;
 use super::listener::Listener;
+use super::next::Next;
 use super::timeline::{Session, Step};
 use super::wording::Wording;
 use crate::error::{Error, Result};
-use crate::kernels::MAX_BEST;
 use crate::model::forward::Want;
 use crate::sampler::Sampler;
 use crate::telemetry::CancelToken;
@@ -25,47 +25,6 @@ fn steer(streamer: &crate::sched::Streamer, taken: f64) {
     };
     if step != 0.0 {
         streamer.set_quality(streamer.quality() + step);
-    }
-}
-
-/// What the next token is chosen from: no more than the sampler needs, because a device must send it to the
-/// host.
-pub(super) struct Next {
-    want: Want,
-    logits: Vec<f32>,
-    best: Vec<(u32, f32)>,
-}
-
-impl Next {
-    /// With a constraint, all logits are needed, because the allowed tokens may not be among the likeliest.
-    fn new(sampler: &Sampler, guided: bool) -> Next {
-        let enough = sampler.enough().filter(|&k| k <= MAX_BEST && !guided);
-        let want = enough.map_or(Want::Last, Want::Best);
-        Next { want, logits: Vec::new(), best: Vec::new() }
-    }
-
-    fn handle(&mut self, step: Step, listener: &mut Listener) -> Result<()> {
-        if let Step::Moved(why) = step {
-            listener.send(Event::GpuLost { note: why.to_owned() })?;
-        }
-        self.keep(step);
-        Ok(())
-    }
-
-    /// Keeps the logits of a step.
-    pub(super) fn keep(&mut self, step: Step) {
-        match step {
-            Step::Logits(_, last) => last.clone_into(&mut self.logits),
-            Step::Best(best) => best.clone_into(&mut self.best),
-            Step::Read(_) | Step::Moved(_) | Step::Layer => {}
-        }
-    }
-
-    fn sample(&mut self, sampler: &mut Sampler) -> u32 {
-        match self.want {
-            Want::Best(_) => sampler.sample_best(&self.best),
-            _ => sampler.sample(&mut self.logits),
-        }
     }
 }
 
@@ -133,7 +92,7 @@ impl Generation {
             options: options.clone(),
             fresh: prompt[reused..].to_vec(),
             read: 0,
-            next: Next::new(sampler, guided.is_some()),
+            next: Next::new(sampler, guided.is_some(), options.logprobs),
             pending: Vec::new(),
             guided,
             wording: Wording::new(session.engine().tokenizer().ok(), prompt, options),
@@ -270,6 +229,7 @@ impl Generation {
         if self.options.cancel.is_cancelled() {
             return Ok(Some(StopReason::Cancelled));
         }
+        self.next.note();
         let mut ids = self.forced();
         if ids.is_empty() {
             ids.push(self.choose(sampler)?);
@@ -339,7 +299,8 @@ impl Generation {
         sampler.accept(id);
         outcome.tokens.push(id);
         let (event, met) = self.wording.push(id, outcome);
-        let sent = listener.send(event);
+        let noted = self.next.logprobs(id).map_or(Ok(()), |likely| listener.send(likely));
+        let sent = noted.and_then(|()| listener.send(event));
         if met {
             return Ok(Some(StopReason::StopString));
         }

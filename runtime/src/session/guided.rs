@@ -24,7 +24,12 @@ impl Guided {
     /// byte strings.
     pub(super) fn new(engine: &Engine, options: &GenerateOptions) -> Result<Option<Guided>> {
         let Some(constraint) = &options.constraint else { return Ok(None) };
-        let guide = engine.words()?.guide(constraint)?;
+        let words = engine.words()?;
+        let guide = match options.logprobs {
+            // Each token needs logits of its own.
+            Some(_) => words.guide(&constraint.clone().one_by_one())?,
+            None => words.guide(constraint)?,
+        };
         let ends = engine.special_tokens().ends.clone();
         Ok(Some(Guided { guide, mask: None, whole: constraint.is_whole(), ends }))
     }

@@ -19,6 +19,7 @@ mod guided;
 mod info;
 mod listener;
 mod memory;
+mod next;
 mod options;
 mod parts;
 mod plan;

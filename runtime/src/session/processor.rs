@@ -117,6 +117,9 @@ pub(super) trait Processor: Send + Sync {
     /// [`Backend::TOGETHER`].
     fn together(&self) -> usize;
 
+    /// The fewest tokens in a call from which on the bits of a token do not depend on their number.
+    fn least_call(&self) -> usize;
+
     /// [`Model::forward`] for timelines that this processor created.
     ///
     /// # Errors

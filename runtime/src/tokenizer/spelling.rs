@@ -40,6 +40,16 @@ impl Tokenizer {
         })
     }
 
+    /// The bytes of a token, which may end within a character. For a special token, its name.
+    #[doc(hidden)]
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        match self.spelling(id) {
+            Spelling::Text(bytes) => bytes,
+            Spelling::Special(name) => name.into_bytes(),
+            Spelling::Nothing => Vec::new(),
+        }
+    }
+
     /// The same tokenizer, but for text in which spelled-out special tokens have no meaning.
     pub(crate) fn literal(&self) -> Tokenizer {
         let mut inner = (*self.inner).clone();

@@ -59,6 +59,7 @@ pub fn plan(service: &Service) -> Json {
 pub fn metrics(service: &Service) -> String {
     service.metrics.text(&Now {
         load: service.queue.load(),
+        compiling: service.compiling(),
         sessions: service.pool.sessions,
         planned_bytes: service.engine.memory_plan().total_bytes(),
         batch: service.scheduler.stats(),

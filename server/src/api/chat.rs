@@ -3,6 +3,7 @@
 use crate::answer::{Answer, Call, Choice, Finish, Piece, Usage};
 use crate::feed::{Frames, Translation, respond};
 use crate::fields::Fields;
+use crate::logprobs::{self, Likely};
 use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, MAX_CHOICES, Request, check_model, messages, variables};
 use crate::sampling;
@@ -15,14 +16,12 @@ use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
 /// Known fields that are not supported, with the reason.
-const REFUSED: [(&str, &str); 7] = [
-    ("logprobs", "probabilities of tokens are not available"),
-    ("top_logprobs", "probabilities of tokens are not available"),
+const REFUSED: [(&str, &str); 5] = [
     ("audio", "this model writes text only"),
-    ("functions", "is out of date: use tools"),
-    ("function_call", "is out of date: use tool_choice"),
-    ("web_search_options", "this server reads no web"),
-    ("prediction", "predicted outputs are not available"),
+    ("functions", "is deprecated: use tools"),
+    ("function_call", "is deprecated: use tool_choice"),
+    ("web_search_options", "web search is not supported"),
+    ("prediction", "predicted outputs are not supported"),
 ];
 
 /// Answers a request.
@@ -33,7 +32,7 @@ pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body
     let f = Fields::of(json, "")?;
     check_model(&f, &service.options.model)?;
     let request = read(&f, service.sampling())?;
-    let translation = Chat::new(&f, service, request.choices)?;
+    let translation = Chat::new(&f, service, &request)?;
     respond(service, request, translation).await
 }
 
@@ -58,6 +57,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     request.read_format(f.get("response_format"), "response_format")?;
     request.max_tokens = f.count("max_completion_tokens", 1)?.or(f.count("max_tokens", 1)?);
     request.choices = choices(f)?;
+    request.logprobs = logprobs::read(f)?;
     Ok(request)
 }
 
@@ -104,18 +104,24 @@ struct Chat {
     created: u64,
     model: String,
     include_usage: bool,
+    /// Whether answers have log probabilities.
+    logprobs: bool,
     /// Number of tool calls so far, per answer.
     calls: Vec<usize>,
+    /// Tokens whose log probabilities the next chunk has, per answer.
+    likely: Vec<Vec<Likely>>,
 }
 
 impl Chat {
-    fn new(f: &Fields, service: &Service, choices: usize) -> Result<Chat, Refusal> {
+    fn new(f: &Fields, service: &Service, request: &Request) -> Result<Chat, Refusal> {
         Ok(Chat {
             id: service.id("chatcmpl-"),
             created: unix_time(),
             model: service.options.model.clone(),
             include_usage: include_usage(f)?,
-            calls: vec![0; choices],
+            logprobs: request.logprobs.is_some(),
+            calls: vec![0; request.choices],
+            likely: vec![Vec::new(); request.choices],
         })
     }
 
@@ -130,8 +136,14 @@ impl Chat {
         chunk
     }
 
-    fn delta(&self, choice: usize, delta: Json, finish: Option<&'static str>) -> Json {
-        self.chunk(json!([{"index": choice, "delta": delta, "finish_reason": finish}]), Json::Null)
+    fn delta(&mut self, choice: usize, delta: Json, finish: Option<&'static str>) -> Json {
+        let mut json = json!({"index": choice, "delta": delta, "finish_reason": finish});
+        if let Some(likely) = self.likely.get_mut(choice).filter(|likely| !likely.is_empty()) {
+            json["logprobs"] = logprobs::chat(&std::mem::take(likely));
+        } else if self.logprobs {
+            json["logprobs"] = Json::Null;
+        }
+        self.chunk(json!([json]), Json::Null)
     }
 }
 
@@ -149,6 +161,10 @@ impl Translation for Chat {
         let delta = match piece {
             Piece::Reasoning(text) => json!({"reasoning_content": text}),
             Piece::Text(text) | Piece::Abandoned(text) => json!({"content": text}),
+            Piece::Likely(tokens) => {
+                self.likely.get_mut(choice).into_iter().for_each(|all| all.extend(tokens.iter().cloned()));
+                return;
+            }
             Piece::Call { id, name } => {
                 let index = calls.map_or(0, |calls| std::mem::replace(calls, *calls + 1));
                 json!({"tool_calls": [{"index": index, "id": id, "type": "function",
@@ -174,7 +190,8 @@ impl Translation for Chat {
     }
 
     fn whole(&mut self, answer: Answer) -> Json {
-        let choices: Vec<Json> = answer.choices.into_iter().enumerate().map(|(i, c)| whole(i, c)).collect();
+        let choices = answer.choices.into_iter().enumerate();
+        let choices: Vec<Json> = choices.map(|(i, c)| whole(i, c, self.logprobs)).collect();
         json!({
             "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
             "choices": choices, "usage": usage(&answer.usage),
@@ -182,7 +199,7 @@ impl Translation for Chat {
     }
 }
 
-fn whole(index: usize, choice: Choice) -> Json {
+fn whole(index: usize, choice: Choice, logprobs: bool) -> Json {
     let finish = finish_reason(&choice.finish);
     let content =
         if choice.text.is_empty() && !choice.calls.is_empty() { Json::Null } else { choice.text.into() };
@@ -193,7 +210,8 @@ fn whole(index: usize, choice: Choice) -> Json {
     if !choice.calls.is_empty() {
         message["tool_calls"] = choice.calls.into_iter().map(call).collect();
     }
-    json!({"index": index, "message": message, "finish_reason": finish, "logprobs": null})
+    let logprobs = logprobs.then(|| logprobs::chat(&choice.likely));
+    json!({"index": index, "message": message, "finish_reason": finish, "logprobs": logprobs})
 }
 
 fn call(call: Call) -> Json {

@@ -4,6 +4,7 @@ use super::chat::{choices, finish_reason, include_usage, usage};
 use crate::answer::{Answer, Finish, Piece, Usage};
 use crate::feed::{Frames, Translation, respond};
 use crate::fields::Fields;
+use crate::logprobs::{self, Likely};
 use crate::refusal::{Form, Refusal};
 use crate::request::{Input, MAX_CHOICES, Request, Text, check_model};
 use crate::sampling;
@@ -40,6 +41,8 @@ pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body
         model: service.options.model.clone(),
         include_usage: include_usage(&f)?,
         echo: texts.iter().flat_map(|t| vec![spell(t); request.choices]).collect(),
+        logprobs: request.logprobs.is_some(),
+        likely: Vec::new(),
     };
     respond(service, request, translation).await
 }
@@ -49,18 +52,22 @@ pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body
 /// # Errors
 /// 400, naming the field.
 pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
-    f.refuse("logprobs", "probabilities of tokens are not available")?;
-    f.refuse("suffix", "this server inserts no text between others")?;
+    f.refuse("suffix", "inserting text is not supported")?;
     let texts = prompts(f)?;
     if texts.is_empty() || texts.len() > MAX_CHOICES {
-        return Err(f.wrong("prompt", format!("must be 1 to {MAX_CHOICES} texts")));
+        return Err(f.wrong("prompt", format!("must have 1 to {MAX_CHOICES} prompts")));
     }
     let mut request = Request::new(f, Input::Texts(texts), sampling::read(f, base)?)?;
     request.read_stop(f, "stop")?;
+    request.read_format(f.get("response_format"), "response_format")?;
     request.max_tokens = Some(f.count("max_tokens", 1)?.unwrap_or(DEFAULT_TOKENS));
     request.choices = choices(f)?;
     if f.count("best_of", 1)?.is_some_and(|of| of != request.choices) {
-        return Err(Refusal::unsupported("best_of", "must be n: answers are not ranked"));
+        return Err(Refusal::unsupported("best_of", "must equal n: answers are not ranked"));
+    }
+    request.logprobs = logprobs::read_number(f)?;
+    if request.logprobs.is_some() && f.flag("echo")?.unwrap_or(false) {
+        return Err(Refusal::unsupported("logprobs", "are not available for the prompt (echo)"));
     }
     Ok(request)
 }
@@ -78,7 +85,7 @@ fn prompts(f: &Fields) -> Result<Vec<Text>, Refusal> {
         Json::Array(list) if !list.iter().all(Json::is_number) => list.iter().map(one).collect(),
         other => one(other).map(|text| vec![text]),
     };
-    texts.ok_or_else(|| f.wrong("prompt", "must be a text, a list of tokens, or a list of these"))
+    texts.ok_or_else(|| f.wrong("prompt", "must be a string, an array of token ids, or an array of these"))
 }
 
 struct Completions {
@@ -88,6 +95,10 @@ struct Completions {
     include_usage: bool,
     /// With `echo`, the prompt of each answer. Otherwise empty.
     echo: Vec<String>,
+    /// Whether answers have log probabilities.
+    logprobs: bool,
+    /// Of each answer, the tokens whose log probabilities the next chunk has, and the characters before them.
+    likely: Vec<(Vec<Likely>, usize)>,
 }
 
 impl Completions {
@@ -98,8 +109,12 @@ impl Completions {
         })
     }
 
-    fn chunk(&self, choice: usize, text: &str, finish: Option<&'static str>) -> Json {
-        let choice = json!({"index": choice, "text": text, "logprobs": null, "finish_reason": finish});
+    fn chunk(&mut self, choice: usize, text: &str, finish: Option<&'static str>) -> Json {
+        let logprobs = match self.likely.get_mut(choice) {
+            Some((tokens, offset)) if !tokens.is_empty() => logprobs::text(&std::mem::take(tokens), offset),
+            _ => Json::Null,
+        };
+        let choice = json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish});
         let mut chunk = self.object(json!([choice]));
         if self.include_usage {
             chunk["usage"] = Json::Null;
@@ -112,14 +127,23 @@ impl Translation for Completions {
     const FORM: Form = Form::OpenAi;
 
     fn begin(&mut self, out: &mut Frames) {
-        for (choice, text) in self.echo.iter().enumerate() {
+        for (choice, text) in self.echo.clone().iter().enumerate() {
             out.object(&self.chunk(choice, text, None));
         }
     }
 
     fn piece(&mut self, choice: usize, piece: Piece, out: &mut Frames) {
-        if let Piece::Text(text) | Piece::Reasoning(text) | Piece::Abandoned(text) = piece {
-            out.object(&self.chunk(choice, &text, None));
+        match piece {
+            Piece::Text(text) | Piece::Reasoning(text) | Piece::Abandoned(text) => {
+                out.object(&self.chunk(choice, &text, None));
+            }
+            Piece::Likely(tokens) => {
+                if self.likely.len() <= choice {
+                    self.likely.resize(choice + 1, (Vec::new(), 0));
+                }
+                self.likely[choice].0.extend(tokens);
+            }
+            Piece::Call { .. } | Piece::Arguments(_) => {}
         }
     }
 
@@ -140,7 +164,8 @@ impl Translation for Completions {
         let one = |(i, choice): (usize, crate::answer::Choice)| {
             let echo = self.echo.get(i).map_or("", String::as_str);
             let text = format!("{echo}{}{}", choice.reasoning, choice.text);
-            json!({"index": i, "text": text, "logprobs": null, "finish_reason": finish_reason(&choice.finish)})
+            let logprobs = self.logprobs.then(|| logprobs::text(&choice.likely, &mut 0));
+            json!({"index": i, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(&choice.finish)})
         };
         let choices: Vec<Json> = answer.choices.into_iter().enumerate().map(one).collect();
         let mut whole = self.object(choices.into());

@@ -48,8 +48,8 @@ pub fn count(service: &Service, json: &Json) -> Result<Json, Refusal> {
 /// # Errors
 /// 400, naming the field.
 pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
-    f.refuse("container", "this server runs no code")?;
-    f.refuse("mcp_servers", "this server calls no others")?;
+    f.refuse("container", "running code is not supported")?;
+    f.refuse("mcp_servers", "MCP servers are not supported")?;
     let mut request = Request::new(f, Input::Chat(conversation(f)?), sampling::read(f, base)?)?;
     request.read_stop(f, "stop_sequences")?;
     let max = f.count("max_tokens", 1)?;
@@ -64,7 +64,7 @@ fn conversation(f: &Fields) -> Result<Conversation, Refusal> {
     }
     let list = f.list("messages")?.ok_or_else(|| f.wrong("messages", "is missing"))?;
     if list.is_empty() {
-        return Err(f.wrong("messages", "must be one message or more"));
+        return Err(f.wrong("messages", "must have at least one message"));
     }
     for (i, json) in list.iter().enumerate() {
         let prefix = format!("messages[{i}].");
@@ -223,6 +223,7 @@ impl Translation for Message {
             Piece::Call { id, name } => {
                 self.open(Block::Tool, json!({"type": "tool_use", "id": id, "name": name, "input": {}}), out);
             }
+            Piece::Likely(_) => {}
             Piece::Arguments(text) => {
                 self.delta(json!({"type": "input_json_delta", "partial_json": text}), out);
             }

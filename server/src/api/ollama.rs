@@ -3,6 +3,7 @@
 use crate::answer::{Answer, Finish, Piece, Usage};
 use crate::feed::{Frames, Translation, json as respond_json, respond};
 use crate::fields::Fields;
+use crate::logprobs::{self, Likely};
 use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, Request, Text, check_model, messages, plain};
 use crate::sampling;
@@ -56,7 +57,7 @@ impl Asked {
     fn limited(self, service: &Service) -> Result<Asked, Refusal> {
         let limit = service.pool.context;
         if self.context.is_some_and(|context| context > limit) {
-            let why = format!("this server's sessions hold {limit} tokens (--ctx)");
+            let why = format!("the server's sessions have {limit} tokens (--ctx, --parallel)");
             return Err(Refusal::unsupported("options.num_ctx", why));
         }
         Ok(self)
@@ -81,9 +82,9 @@ pub fn read_chat(f: &Fields, base: &Sampling) -> Result<Asked, Refusal> {
 /// # Errors
 /// 400, naming the field.
 pub fn read_generate(f: &Fields, base: &Sampling) -> Result<Asked, Refusal> {
-    f.refuse("suffix", "this server inserts no text between others")?;
+    f.refuse("suffix", "inserting text is not supported")?;
     f.refuse("images", "this model reads text only")?;
-    f.refuse("template", "the model's own template is used; with raw there is none")?;
+    f.refuse("template", "only the model's own template is supported; `raw` uses none")?;
     f.refuse("context", "tokens of earlier answers are not returned; use /api/chat")?;
     let prompt = f.need_text("prompt")?;
     let input = if f.flag("raw")?.unwrap_or(false) {
@@ -106,7 +107,7 @@ fn variables(f: &Fields) -> Result<Map<String, Json>, Refusal> {
         None => {}
         Some(Json::Bool(on)) => drop(variables.insert("enable_thinking".into(), (*on).into())),
         Some(Json::String(effort)) => crate::request::thinking(&mut variables, effort),
-        Some(_) => return Err(f.wrong("think", "must be true, false, or how much")),
+        Some(_) => return Err(f.wrong("think", "must be true, false or an effort, such as `low`")),
     }
     Ok(variables)
 }
@@ -118,9 +119,10 @@ fn read(f: &Fields, input: Input, base: &Sampling) -> Result<Asked, Refusal> {
     request.stream = f.flag("stream")?.unwrap_or(true);
     request.read_stop(&options, "stop")?;
     request.read_format(f.get("format"), "format")?;
+    request.logprobs = logprobs::read(f)?;
     // -1 and -2 mean as many tokens as fit the context.
     request.max_tokens = match options.whole("num_predict")? {
-        Some(0) => return Err(options.wrong("num_predict", "nothing would be generated")),
+        Some(0) => return Err(options.wrong("num_predict", "must not be 0")),
         n => n.and_then(|n| usize::try_from(n).ok()),
     };
     Ok(Asked { request, context: options.count("num_ctx", 1)? })
@@ -189,15 +191,17 @@ struct Ollama {
     /// Name and arguments of the call that is being received. Ollama's API sends a call only when it is
     /// complete.
     call: Option<(String, String)>,
+    /// Tokens whose log probabilities the next object has.
+    likely: Vec<Likely>,
 }
 
 impl Ollama {
     fn new(service: &Service, chat: bool) -> Ollama {
         let model = service.options.model.clone();
-        Ollama { model, chat, start: Instant::now(), finish: Finish::Turn, call: None }
+        Ollama { model, chat, start: Instant::now(), finish: Finish::Turn, call: None, likely: Vec::new() }
     }
 
-    fn object(&self, text: &str, thinking: &str, calls: Vec<Json>) -> Json {
+    fn object(&mut self, text: &str, thinking: &str, calls: Vec<Json>) -> Json {
         let mut out = json!({"model": self.model, "created_at": stamp(unix_time())});
         let to = if self.chat {
             out["message"] = json!({"role": "assistant", "content": text});
@@ -213,10 +217,13 @@ impl Ollama {
             to["tool_calls"] = calls.into();
         }
         out["done"] = false.into();
+        if !self.likely.is_empty() {
+            out["logprobs"] = logprobs::list(&std::mem::take(&mut self.likely));
+        }
         out
     }
 
-    fn loaded(&self) -> Json {
+    fn loaded(&mut self) -> Json {
         let mut out = self.object("", "", Vec::new());
         (out["done"], out["done_reason"]) = (true.into(), "load".into());
         out
@@ -256,6 +263,7 @@ impl Translation for Ollama {
 
     fn piece(&mut self, _choice: usize, piece: Piece, out: &mut Frames) {
         match piece {
+            Piece::Likely(tokens) => self.likely.extend(tokens),
             Piece::Arguments(text) => {
                 if let Some((_, arguments)) = &mut self.call {
                     arguments.push_str(&text);
@@ -286,12 +294,15 @@ impl Translation for Ollama {
     }
 
     fn end(&mut self, took: &Usage, out: &mut Frames) {
-        out.object(&self.over(self.object("", "", Vec::new()), &self.finish, took));
+        let last = self.object("", "", Vec::new());
+        out.object(&self.over(last, &self.finish, took));
     }
 
     fn whole(&mut self, answer: Answer) -> Json {
         let (choice, took) = answer.only();
         let calls = choice.calls.iter().filter_map(|c| call(&c.name, &c.arguments)).collect();
-        self.over(self.object(&choice.text, &choice.reasoning, calls), &choice.finish, &took)
+        self.likely = choice.likely;
+        let whole = self.object(&choice.text, &choice.reasoning, calls);
+        self.over(whole, &choice.finish, &took)
     }
 }

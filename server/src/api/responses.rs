@@ -3,6 +3,7 @@
 use crate::answer::{Answer, Call, Finish, Piece, Usage};
 use crate::feed::{Frames, Translation, respond};
 use crate::fields::Fields;
+use crate::logprobs::{self, Likely};
 use crate::refusal::{Form, Refusal};
 use crate::request::{Conversation, Input, Request, check_model, content, plain};
 use crate::sampling;
@@ -15,12 +16,11 @@ use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
 /// Known fields that are not supported, with the reason.
-const REFUSED: [(&str, &str); 5] = [
+const REFUSED: [(&str, &str); 4] = [
     ("previous_response_id", "responses are not stored: send the conversation as input"),
     ("conversation", "conversations are not stored: send the messages as input"),
     ("background", "responses are not stored"),
     ("prompt", "prompts are not stored: send instructions and input"),
-    ("top_logprobs", "probabilities of tokens are not available"),
 ];
 
 /// Answers a request.
@@ -41,12 +41,19 @@ pub async fn answer(service: &Arc<Service>, json: &Json) -> Result<Response<Body
         "reasoning": echo("reasoning", json!({"effort": null, "summary": null})), "store": false,
         "temperature": shown(sampling.temperature), "text": echo("text", json!({"format": {"type": "text"}})),
         "tool_choice": echo("tool_choice", "auto".into()), "tools": echo("tools", json!([])),
-        "top_p": shown(sampling.top_p), "truncation": "disabled", "usage": null,
+        "top_logprobs": request.logprobs.unwrap_or(0), "top_p": shown(sampling.top_p), "truncation": "disabled", "usage": null,
         "metadata": echo("metadata", json!({})),
     });
     let names = (service.id("msg_"), service.id("rs_"), service.id("fc_"));
-    let translation =
-        Responses { head, names, number: 0, output: Vec::new(), open: None, finish: Finish::Turn };
+    let translation = Responses {
+        head,
+        names,
+        number: 0,
+        output: Vec::new(),
+        open: None,
+        likely: Vec::new(),
+        finish: Finish::Turn,
+    };
     respond(service, request, translation).await
 }
 
@@ -64,7 +71,10 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
         f.refuse(name, why)?;
     }
     if f.text("truncation")?.is_some_and(|how| how != "disabled") {
-        return Err(Refusal::unsupported("truncation", "nothing is left out of a conversation"));
+        return Err(Refusal::unsupported(
+            "truncation",
+            "conversations are never truncated: must be `disabled`",
+        ));
     }
     let mut messages = Vec::new();
     if let Some(instructions) = f.text("instructions")? {
@@ -78,7 +88,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
                 item(&Fields::of(json, &prefix)?, &mut messages)?;
             }
         }
-        Some(_) => return Err(f.wrong("input", "must be a text or a list of items")),
+        Some(_) => return Err(f.wrong("input", "must be a string or an array of items")),
         None => return Err(f.wrong("input", "is missing")),
     }
     let mut variables = crate::request::variables(f)?;
@@ -91,6 +101,7 @@ pub fn read(f: &Fields, base: &Sampling) -> Result<Request, Refusal> {
     let conversation = Conversation { messages, tools: tools::openai(f, false)?, variables };
     let mut request = Request::new(f, Input::Chat(conversation), sampling::read(f, base)?)?;
     request.max_tokens = f.count("max_output_tokens", 1)?;
+    request.logprobs = logprobs::read_included(f)?;
     if let Some(text) = f.get("text") {
         request.read_format(Fields::of(text, "text.")?.get("format"), "text.format")?;
     }
@@ -145,7 +156,8 @@ fn usage(u: &Usage) -> Json {
 /// An output item that is being streamed.
 enum Open {
     Reasoning(String),
-    Text(String),
+    /// The text and its tokens with their log probabilities.
+    Text(String, Vec<Likely>),
     Call(Call),
 }
 
@@ -158,6 +170,8 @@ struct Responses {
     /// Finished items.
     output: Vec<Json>,
     open: Option<Open>,
+    /// Tokens whose log probabilities the next piece has.
+    likely: Vec<Likely>,
     finish: Finish,
 }
 
@@ -176,9 +190,9 @@ impl Responses {
                 "type": "reasoning", "id": format!("{}_{n}", self.names.1), "summary": [], "status": status,
                 "content": [{"type": "reasoning_text", "text": text}],
             }),
-            Open::Text(text) => json!({
+            Open::Text(text, likely) => json!({
                 "type": "message", "id": format!("{}_{n}", self.names.0), "status": status, "role": "assistant",
-                "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}],
+                "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs::list(likely)}],
             }),
             Open::Call(call) => json!({
                 "type": "function_call", "id": format!("{}_{n}", self.names.2), "call_id": call.id, "name": call.name,
@@ -215,13 +229,15 @@ impl Responses {
 
     fn delta(&mut self, text: String, out: &mut Frames) {
         let Some(mut open) = self.open.take() else { return };
+        let likely = std::mem::take(&mut self.likely);
         let name = match &mut open {
             Open::Reasoning(all) => {
                 all.push_str(&text);
                 "response.reasoning_text.delta"
             }
-            Open::Text(all) => {
+            Open::Text(all, tokens) => {
                 all.push_str(&text);
+                tokens.extend(likely.iter().cloned());
                 "response.output_text.delta"
             }
             Open::Call(call) => {
@@ -231,8 +247,8 @@ impl Responses {
         };
         let mut at = self.at(&self.item(&open, "in_progress")["id"]);
         at["delta"] = text.into();
-        if let Open::Text(_) = open {
-            at["logprobs"] = json!([]);
+        if let Open::Text(..) = open {
+            at["logprobs"] = logprobs::list(&likely);
         }
         self.open = Some(open);
         self.event(name, at, out);
@@ -247,8 +263,8 @@ impl Responses {
                 at["text"] = text.as_str().into();
                 "response.reasoning_text.done"
             }
-            Open::Text(text) => {
-                (at["text"], at["logprobs"]) = (text.as_str().into(), json!([]));
+            Open::Text(text, likely) => {
+                (at["text"], at["logprobs"]) = (text.as_str().into(), logprobs::list(likely));
                 "response.output_text.done"
             }
             Open::Call(call) => {
@@ -300,8 +316,8 @@ impl Translation for Responses {
                 self.delta(text, out);
             }
             Piece::Text(text) | Piece::Abandoned(text) => {
-                if !matches!(self.open, Some(Open::Text(_))) {
-                    self.start(Open::Text(String::new()), out);
+                if !matches!(self.open, Some(Open::Text(..))) {
+                    self.start(Open::Text(String::new(), Vec::new()), out);
                 }
                 self.delta(text, out);
             }
@@ -309,10 +325,15 @@ impl Translation for Responses {
                 self.start(Open::Call(Call { id, name, arguments: String::new() }), out);
             }
             Piece::Arguments(text) => self.delta(text, out),
+            Piece::Likely(tokens) => self.likely.extend(tokens),
         }
     }
 
     fn done(&mut self, _choice: usize, finish: Finish, out: &mut Frames) {
+        // The last tokens may have no text.
+        if let (Some(Open::Text(_, tokens)), more) = (&mut self.open, std::mem::take(&mut self.likely)) {
+            tokens.extend(more);
+        }
         let status = if finish == Finish::Length { "incomplete" } else { "completed" };
         self.close(status, out);
         self.finish = finish;
@@ -338,7 +359,7 @@ impl Translation for Responses {
             items.push(Open::Reasoning(choice.reasoning));
         }
         if !choice.text.is_empty() || choice.calls.is_empty() {
-            items.push(Open::Text(choice.text));
+            items.push(Open::Text(choice.text, choice.likely));
         }
         items.extend(choice.calls.into_iter().map(Open::Call));
         let status = if choice.finish == Finish::Length { "incomplete" } else { "completed" };

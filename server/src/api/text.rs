@@ -33,7 +33,7 @@ pub fn detokenize(service: &Service, json: &Json) -> Result<Json, Refusal> {
     let vocab = service.engine.info().vocab as u64;
     let id = |v: &Json| v.as_u64().filter(|&id| id < vocab).map(|id| id as u32);
     let ids: Option<Vec<u32>> = list.iter().map(id).collect();
-    let ids = ids.ok_or_else(|| f.wrong("tokens", format!("must be whole numbers below {vocab}")))?;
+    let ids = ids.ok_or_else(|| f.wrong("tokens", format!("must be integers below {vocab}")))?;
     Ok(json!({"content": service.engine.tokenizer()?.decode(&ids, false)}))
 }
 
@@ -44,7 +44,7 @@ pub fn detokenize(service: &Service, json: &Json) -> Result<Json, Refusal> {
 pub fn apply_template(service: &Service, json: &Json) -> Result<Json, Refusal> {
     let request = chat::read(&Fields::of(json, "")?, service.sampling())?;
     let Input::Chat(conversation) = &request.input else {
-        return Err(Refusal::internal("a chat is no chat"));
+        return Err(Refusal::internal("the conversation is missing"));
     };
     Ok(json!({"prompt": service.render(conversation)?}))
 }

@@ -5,7 +5,7 @@ use super::{Accelerator, Location, Part, Processor, Timeline};
 use crate::error::{Error, Result};
 use crate::experts::Refinement;
 use crate::kernels::cpu::CpuBackend;
-use crate::kernels::{Backend, KvPart};
+use crate::kernels::{Backend, KvPart, MANY};
 use crate::model::forward::{self, Passing};
 use crate::model::{Memory, Model, Scratch};
 use std::any::Any;
@@ -78,6 +78,10 @@ impl<B: Host> Processor for On<B> {
 
     fn together(&self) -> usize {
         B::TOGETHER
+    }
+
+    fn least_call(&self) -> usize {
+        self.0.tail(MANY).unwrap_or(MANY)
     }
 
     fn forward(
