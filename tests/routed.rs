@@ -5,8 +5,17 @@ use dollop::{CancelToken, Engine, EngineOptions, SessionOptions};
 use dollop_tests::tiny::{self, Tiny};
 use dollop_tests::{assert_streamed_as_resident, golden};
 
-const FAMILIES: [&str; 8] =
-    ["bailingmoe2", "granitemoe", "mellum", "ernie4_5moe", "dots1", "minimaxm2", "hunyuanmoe", "afmoe"];
+const FAMILIES: [&str; 9] = [
+    "bailingmoe2",
+    "granitemoe",
+    "mellum",
+    "ernie4_5moe",
+    "dots1",
+    "minimaxm2",
+    "hunyuanmoe",
+    "afmoe",
+    "flexolmo",
+];
 
 /// Every golden of these families.
 fn names() -> Vec<String> {

@@ -204,8 +204,7 @@ impl Model {
         n: usize,
     ) {
         let Scratch { h, y, x, .. } = &mut *s;
-        let norm = Norm { weight: &layer.ffn_norm, eps: self.spec.stream_eps };
-        b.linear(LinearCall { x, tokens: n, norm: Some((norm, h)), outs: &mut [], times: None, add: None });
+        self.normed(b, (x, h), layer.ffn_norm.as_deref(), n);
         let activation = self.spec.layers[i].ffn.activation;
         match layer.ffn_post_norm.as_deref() {
             None => b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x: Some(x) }),

@@ -63,6 +63,8 @@ pub struct LayerSpec {
     pub mixer: MixerSpec,
     /// A feed-forward block or experts.
     pub ffn: FfnSpec,
+    /// Whether mixer and feed-forward read the normed stream.
+    pub pre_norms: bool,
     /// Whether the outputs of mixer and feed-forward are normed before they are added.
     pub sandwich: bool,
     /// Whether the layer's output may be multiplied by a stored number.
@@ -266,7 +268,8 @@ impl Spec {
                     MixerSpec::Attention(AttentionSpec { window, kv_heads, rope, kv_of, ..attention })
                 }
             };
-            Ok(LayerSpec { mixer, ffn, sandwich: family.sandwich, scaled: family.layer_scales })
+            let Family { pre_norms, sandwich, layer_scales: scaled, .. } = *family;
+            Ok(LayerSpec { mixer, ffn, pre_norms, sandwich, scaled })
         };
         // A file may claim many layers: the vector grows only as specifications are built.
         let mut all = Vec::with_capacity(windows.len());

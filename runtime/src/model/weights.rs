@@ -112,14 +112,16 @@ part! {
     /// One transformer block.
     Layer(of: LayerOf) {
         /// `[d]`.
-        first norm: Vec<f32> = Declared::vector(of.name("attn_norm.weight"), of.d);
+        first norm: Option<Vec<f32>> =
+            Declared::vector(of.name("attn_norm.weight"), of.d).only_if(of.spec.pre_norms);
         /// Attention, or its replacement.
         first mixer: Mixer = of;
         /// `[d]`: norm of the mixer's output.
         first mixer_post_norm: Option<Vec<f32>> =
             Declared::vector(of.name("post_attention_norm.weight"), of.d).only_if(of.spec.sandwich);
         /// `[d]`.
-        first ffn_norm: Vec<f32> = Declared::vector(of.name("ffn_norm.weight"), of.d);
+        first ffn_norm: Option<Vec<f32>> =
+            Declared::vector(of.name("ffn_norm.weight"), of.d).only_if(of.spec.pre_norms);
         /// Routed experts or one dense block.
         first ffn: Ffn = of;
         /// `[d]`: norm of the feed-forward output.

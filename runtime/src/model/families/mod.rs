@@ -9,6 +9,7 @@ mod bailingmoe3;
 mod deepseek2;
 mod dots1;
 mod ernie4_5_moe;
+mod flex_olmo;
 mod gemma3;
 mod gemma4;
 mod glm4moe;
@@ -78,6 +79,8 @@ pub struct Family {
     pub biases: bool,
     /// Activation of dense blocks and experts. The file may override the numbers of the clamped activation.
     pub activation: Activation,
+    /// Whether mixer and feed-forward read the normed stream.
+    pub pre_norms: bool,
     /// Whether the outputs of mixer and feed-forward are normed before they are added.
     pub sandwich: bool,
     /// Whether embeddings are multiplied by √d.
@@ -172,6 +175,7 @@ impl Family {
         sinks: false,
         biases: false,
         activation: Activation::Swiglu,
+        pre_norms: true,
         sandwich: false,
         embed_root: false,
         multipliers: false,
@@ -215,7 +219,7 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 26] = [
+pub static FAMILIES: [Family; 27] = [
     afmoe::FAMILY,
     bailingmoe2::FAMILY,
     bailingmoe3::FAMILY,
@@ -223,6 +227,7 @@ pub static FAMILIES: [Family; 26] = [
     deepseek2::FAMILY,
     dots1::FAMILY,
     ernie4_5_moe::FAMILY,
+    flex_olmo::FAMILY,
     gemma4::FAMILY,
     gemma3::FAMILY,
     glm4moe::FAMILY,

@@ -13,7 +13,7 @@ impl Model {
         b: &B,
         s: &mut Scratch<B>,
         parts: &mut [Part<'_, B>],
-        (norm, w, spec): (Norm<'_>, &DeltaNet, &DeltaSpec),
+        (norm, w, spec): (Option<Norm<'_>>, &DeltaNet, &DeltaSpec),
         (i, n): (usize, usize),
         add: bool,
     ) {
@@ -25,7 +25,7 @@ impl Model {
         b.linear(LinearCall {
             x: &s.x,
             tokens: n,
-            norm: Some((norm, &mut s.h)),
+            norm: norm.map(|norm| (norm, &mut s.h)),
             outs: &mut [
                 Linear { matrix: &w.qkv, bias: None, out: qkv },
                 Linear { matrix: &w.z, bias: None, out: first_z },

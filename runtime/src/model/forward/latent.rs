@@ -19,12 +19,12 @@ impl Model {
         b: &B,
         s: &mut Scratch<B>,
         parts: &mut [Part<'_, B>],
-        (norm, w, a): (Norm<'_>, &Latent, &AttentionSpec),
+        (norm, w, a): (Option<Norm<'_>>, &Latent, &AttentionSpec),
         (i, n): (usize, usize),
         add: bool,
     ) {
         let kv = Linear { matrix: &w.kv, bias: w.kv_bias.as_deref(), out: &mut s.k };
-        let norm = Some((norm, &mut s.h));
+        let norm = norm.map(|norm| (norm, &mut s.h));
         let q = Linear { matrix: &w.q, bias: None, out: &mut s.q };
         let low = w.q_a.as_ref().zip(w.q_a_norm.as_ref());
         let (first, second) = match low {

@@ -10,6 +10,19 @@ use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::weights::{self, Conv, Layer, Mixer};
 
 impl Model {
+    /// `h = norm(x)`, or `x` itself without weights.
+    pub(super) fn normed<B: Backend>(
+        &self,
+        b: &B,
+        (x, h): (&B::Buf, &mut B::Buf),
+        weight: Option<&[f32]>,
+        n: usize,
+    ) {
+        let Some(weight) = weight else { return b.copy(x, 0, n * self.spec.d, h) };
+        let norm = Some((Norm { weight, eps: self.spec.stream_eps }, h));
+        b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], times: None, add: None });
+    }
+
     /// `x += mixer(norm(x))`.
     pub(super) fn mixer<B: Backend>(
         &self,
@@ -20,7 +33,7 @@ impl Model {
         i: usize,
         n: usize,
     ) {
-        let norm = Norm { weight: &layer.norm, eps: self.spec.stream_eps };
+        let norm = layer.norm.as_deref().map(|weight| Norm { weight, eps: self.spec.stream_eps });
         // The output is added to the stream directly, or normed first.
         let post = layer.mixer_post_norm.as_deref();
         let add = post.is_none();
@@ -48,7 +61,7 @@ impl Model {
         b: &B,
         s: &mut Scratch<B>,
         parts: &mut [Part<'_, B>],
-        (norm, w, a): (Norm<'_>, &weights::Attention, &AttentionSpec),
+        (norm, w, a): (Option<Norm<'_>>, &weights::Attention, &AttentionSpec),
         (i, n): (usize, usize),
         add: bool,
     ) {
@@ -59,7 +72,7 @@ impl Model {
         let v = w.v.as_ref().map(|matrix| Linear { matrix, bias: v_bias, out: &mut s.v });
         let gate_bias = w.gate_bias.as_deref();
         let gate = w.gate.as_ref().map(|matrix| Linear { matrix, bias: gate_bias, out: &mut s.gate });
-        let norm = Some((norm, &mut s.h));
+        let norm = norm.map(|norm| (norm, &mut s.h));
         let linear = |outs: &mut [Linear<'_, B::Buf>]| {
             b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
         };
@@ -120,7 +133,7 @@ impl Model {
         b: &B,
         s: &mut Scratch<B>,
         parts: &mut [Part<'_, B>],
-        (norm, w, taps): (Norm<'_>, &Conv, usize),
+        (norm, w, taps): (Option<Norm<'_>>, &Conv, usize),
         (i, n): (usize, usize),
         add: bool,
     ) {
@@ -128,7 +141,7 @@ impl Model {
         b.linear(LinearCall {
             x: &s.x,
             tokens: n,
-            norm: Some((norm, &mut s.h)),
+            norm: norm.map(|norm| (norm, &mut s.h)),
             outs: &mut [input],
             times: None,
             add: None,

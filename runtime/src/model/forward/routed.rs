@@ -44,9 +44,13 @@ impl Model {
             .zip(scratch.as_mut())
             .expect("a routed layer implies a router");
         let eps = c.stream_eps;
-        let norm = Norm { weight: moe.router_norm.as_deref().unwrap_or(&norms.ffn_norm), eps };
+        let norm =
+            moe.router_norm.as_deref().or(norms.ffn_norm.as_deref()).map(|weight| Norm { weight, eps });
         let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
-        let norm = Some((norm, &mut *h));
+        if norm.is_none() {
+            self.normed(b, (x, h), None, n);
+        }
+        let norm = norm.map(|norm| (norm, &mut *h));
         match &moe.shared_gate {
             Some(matrix) => {
                 let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
@@ -125,15 +129,7 @@ impl Model {
             times: None,
             add: None,
         });
-        let norm = Norm { weight: &norms.ffn_norm, eps: self.spec.stream_eps };
-        b.linear(LinearCall {
-            x,
-            tokens: n,
-            norm: Some((norm, &mut *h)),
-            outs: &mut [],
-            times: None,
-            add: None,
-        });
+        self.normed(b, (x, &mut *h), norms.ffn_norm.as_deref(), n);
         let activation = self.spec.layers[layer].ffn.activation;
         b.feed(FeedCall { h, tokens: n, block: &beside.block, activation, gate: None, y, x: None });
         self.add_normed(b, (y, h, both), &beside.post_norm, 1.0, n);
@@ -278,10 +274,10 @@ impl Model {
         out: &mut Vec<Wanted>,
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
-        let weight = moe.router_norm.as_deref().unwrap_or(&next.ffn_norm);
-        let norm = Norm { weight, eps: self.spec.stream_eps };
+        let weight = moe.router_norm.as_deref().or(next.ffn_norm.as_deref());
+        let norm = weight.map(|weight| (Norm { weight, eps: self.spec.stream_eps }, h));
         let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
-        b.linear(LinearCall { x, tokens: 1, norm: Some((norm, h)), outs, times: None, add: None });
+        b.linear(LinearCall { x, tokens: 1, norm, outs, times: None, add: None });
         b.route(logits, 1, choosing(router, moe), choices)?;
         scale(choices, moe);
         let wanted =
