@@ -600,7 +600,8 @@ extern "C" {
 const char *dollop_last_error(void);
 
 // Sets all fields of `options` to their defaults. `struct_size` must be `sizeof *options`. Any thread.
-dollop_status dollop_chat_options_init(struct dollop_chat_options *options, size_t struct_size);
+dollop_status dollop_chat_options_init(struct dollop_chat_options *options,
+                                       size_t struct_size);
 
 // Creates a conversation with a new session. `options` may be NULL. `DOLLOP_UNSUPPORTED` if the model has no
 // tokenizer or chat template. Writes a new handle to `*chat`; close it with `dollop_chat_free`. Any thread.
@@ -750,7 +751,8 @@ dollop_status dollop_engine_trim(const struct dollop_engine *engine,
                                  uint64_t *given);
 
 // Sets all fields of `options` to their defaults. `struct_size` must be `sizeof *options`. Any thread.
-dollop_status dollop_engine_options_init(struct dollop_engine_options *options, size_t struct_size);
+dollop_status dollop_engine_options_init(struct dollop_engine_options *options,
+                                         size_t struct_size);
 
 // Initialises `info`. `struct_size` must be `sizeof *info`. Any thread.
 dollop_status dollop_plan_info_init(struct dollop_plan_info *info, size_t struct_size);
@@ -784,7 +786,8 @@ dollop_status dollop_plan_level_at(const struct dollop_plan *plan,
 dollop_status dollop_plan_json(const struct dollop_plan *plan, char **json);
 
 // Sets all fields of `sampling` to their defaults. `struct_size` must be `sizeof *sampling`. Any thread.
-dollop_status dollop_sampling_init(struct dollop_sampling *sampling, size_t struct_size);
+dollop_status dollop_sampling_init(struct dollop_sampling *sampling,
+                                   size_t struct_size);
 
 // Fills `sampling` with the values that the model's file recommends, and with defaults where it has none.
 // `sampling->struct_size` must be set. Any thread.
