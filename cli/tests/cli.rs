@@ -221,7 +221,7 @@ fn errors_are_one_line_with_file_and_remedy() {
     fails(&["run", "-p", "x", "-n", "0"], b"", &["-n 0", "1 token"]);
     fails(&["chat", "-n", "0"], b"hi\n", &["-n 0", "1 token"]);
     fails(&["bench", "-p", "0", "-n", "0"], b"", &["nothing to measure"]);
-    fails(&["bench", "--backend", "cpu", "--gpu-clock"], b"", &["about a GPU", "--backend gpu"]);
+    fails(&["bench", "--backend", "cpu", "--gpu-clock"], b"", &["needs a GPU", "--backend gpu"]);
     fails(&["convert", &default_model().to_string_lossy()], b"", &["Dollop file already"]);
     fails(&["convert", &golden("text").to_string_lossy()], b"", &["config.json"]);
 }

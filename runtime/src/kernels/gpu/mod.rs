@@ -178,7 +178,7 @@ impl GpuBackend {
         stats.uploaded_bytes += state.weights.uploaded_bytes;
         stats.upload_waits = self.gpu.upload_waits();
         stats.held_bytes = self.gpu.held();
-        stats.pipelines_read_bytes = self.gpu.pipelines().as_ref().map_or(0, Pipelines::loaded_bytes);
+        stats.pipelines_read_bytes = self.gpu.pipelines().as_ref().map_or(0, Pipelines::read_bytes);
         stats
     }
 

@@ -18,8 +18,10 @@ pub(super) struct Pipelines {
     pub(super) cache: wgpu::PipelineCache,
     path: PathBuf,
     identity: String,
-    /// The data that was loaded from the file.
-    loaded: Vec<u8>,
+    /// Bytes that were read from the file when it was opened.
+    read: u64,
+    /// The data in the file.
+    saved: Vec<u8>,
     /// Kernels that were compiled until the last call of [`Pipelines::save`].
     compiled: u64,
 }
@@ -33,17 +35,17 @@ impl Pipelines {
         let identity = identity(info)?;
         let name = format!("kernels-{:08x}.bin", crc32fast::hash(identity.as_bytes()));
         let path = folder.join(name);
-        let loaded = read(&path).and_then(|file| contents(&file, &identity)).unwrap_or_default();
-        let (cache, loaded) = match cache(device, &loaded) {
-            Some(cache) => (cache, loaded),
+        let saved = read(&path).and_then(|file| contents(&file, &identity)).unwrap_or_default();
+        let (cache, saved) = match cache(device, &saved) {
+            Some(cache) => (cache, saved),
             None => (cache(device, &[])?, Vec::new()),
         };
-        Some(Pipelines { cache, path, identity, loaded, compiled: 0 })
+        Some(Pipelines { cache, path, identity, read: saved.len() as u64, saved, compiled: 0 })
     }
 
-    /// Bytes that were loaded from a file.
-    pub(super) fn loaded_bytes(&self) -> u64 {
-        self.loaded.len() as u64
+    /// Bytes that were read from the file when it was opened.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.read
     }
 
     /// Writes the current cache if kernels were compiled since the last call, and the file does not hold them yet.
@@ -55,7 +57,7 @@ impl Pipelines {
         if std::mem::replace(&mut self.compiled, compiled) == compiled {
             return Ok(false);
         }
-        let Some(data) = self.cache.get_data().filter(|data| *data != self.loaded) else { return Ok(false) };
+        let Some(data) = self.cache.get_data().filter(|data| *data != self.saved) else { return Ok(false) };
         let failed = |e| Error::io(&self.path, e);
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
@@ -68,7 +70,7 @@ impl Pipelines {
             let _ = fs::remove_file(&partial);
             return Err(failed(e));
         }
-        self.loaded = data;
+        self.saved = data;
         Ok(true)
     }
 }
