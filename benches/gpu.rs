@@ -93,6 +93,7 @@ fn main() -> Result<(), Failure> {
         q_norm: Some(&norm),
         k_norm: Some(&norm),
         v_norm: false,
+        late_norms: false,
         latent: false,
         eps: 1e-5,
         limit: None,

@@ -84,8 +84,8 @@ pub struct Dialect {
     pub aliases: &'static [(&'static str, &'static str)],
     /// Whether the query projection contains the gate's rows, head by head.
     pub gate_in_q: bool,
-    /// Whether rows of queries and keys that rotate together are neighbours, as in most GGUF files of such
-    /// families.
+    /// Whether rows of queries and keys that rotate together are neighbours. The family's GGUF files then have
+    /// them so, too.
     pub interleaved: bool,
 }
 
@@ -499,13 +499,8 @@ fn scales(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     if dialect.embed_root {
         let root = (c.require_u64("hidden_size")? as f32).sqrt();
         let rounded = match (c.bool("mup_enabled")?, c.str("dtype")?.or(c.str("torch_dtype")?)) {
-            (Some(on), _) => {
-                if on {
-                    root
-                } else {
-                    1.0
-                }
-            }
+            (Some(true), _) => root,
+            (Some(false), _) => 1.0,
             (None, Some("bfloat16")) => half::bf16::from_f32(root).to_f32(),
             (None, Some("float16")) => half::f16::from_f32(root).to_f32(),
             _ => root,

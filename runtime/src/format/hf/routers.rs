@@ -50,6 +50,7 @@ pub(super) const READ: [&str; 35] = [
     "num_nextn_predict_layers",
     "num_shared_expert",
     "num_shared_experts",
+    "qk_norm_type",
     "route_scale",
     "routed_scaling_factor",
     "score_func",
@@ -61,7 +62,6 @@ pub(super) const READ: [&str; 35] = [
     "use_mixed_mlp_moe",
     "use_qk_norm",
     "use_routing_bias",
-    "qk_norm_type",
 ];
 
 /// Names of the numbers of routed experts, of shared ones, of those per token and of dense first layers.

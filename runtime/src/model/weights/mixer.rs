@@ -55,9 +55,10 @@ impl AttentionOf<'_> {
         if self.spec.biases { bias } else { bias.maybe() }
     }
 
-    /// A norm over each head, or over a whole row of `width` values.
+    /// A norm over each head, or over a whole row of `width` values unless it comes after RoPE.
     fn head_norm(&self, part: &str, width: usize) -> Declared {
-        Declared::vector(self.layer.name(&format!("{part}.weight")), self.spec.head_dim).or(width)
+        let norm = Declared::vector(self.layer.name(&format!("{part}.weight")), self.spec.head_dim);
+        if self.spec.late_norms { norm } else { norm.or(width) }
     }
 }
 
