@@ -44,7 +44,9 @@ fn the_default_model_knows_the_capital_of_france() {
 
 #[test]
 fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
-    let mut chat = chat(512, Overflow::Error);
+    // Its answers have the tokens that their text has.
+    let engine = open(default_model());
+    let mut chat = chat_with(&engine, 512, Overflow::Error);
     let first = chat.send("Name a color.", &greedy(16), &mut |_| ()).unwrap();
     let before = chat.session().processed_tokens();
     let second = chat.send("And another?", &greedy(16), &mut |_| ()).unwrap();
@@ -60,7 +62,7 @@ fn a_second_turn_computes_only_what_is_new_and_changes_nothing() {
 
     // The same conversation on an empty cache gives the same answer.
     let text = chat.messages().to_vec();
-    let session = engine().session(SessionOptions::default().with_context(512).with_chunk(64)).unwrap();
+    let session = engine.session(SessionOptions::default().with_context(512).with_chunk(64)).unwrap();
     let mut again = Chat::new(session, None, Overflow::Error).unwrap();
     again.restore(text[..3].to_vec());
     let repeated = again.send("And another?", &greedy(16), &mut |_| ()).unwrap();
@@ -258,7 +260,7 @@ fn the_cpu_is_a_device() {
 fn stop_strings_end_an_answer_and_are_not_shown() {
     let mut shown = String::new();
     let options = greedy(64).with_stop(["Paris"]);
-    let mut chat = chat(512, Overflow::Error);
+    let mut chat = chat_with(&open(default_model()), 512, Overflow::Error);
     let outcome = chat
         .send("What is the capital of France?", &options, &mut |event| {
             if let Event::Token { text, .. } | Event::Rest { text } = event {
