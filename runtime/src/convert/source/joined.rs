@@ -6,7 +6,6 @@ use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::format::hf::Place;
 use crate::format::{GgmlType, Metadata};
-use crate::kernels::Decay;
 use crate::model::Spec;
 use crate::model::spec::MixerSpec;
 use std::borrow::Cow;
@@ -33,7 +32,7 @@ pub(super) struct Nets(Vec<bool>);
 impl Nets {
     /// None if the metadata is faulty, which is reported later, when it is checked.
     pub(super) fn of(metadata: &Metadata) -> Nets {
-        let is = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Delta(net) if net.decay != Decay::Heads);
+        let is = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Delta(net) if net.fades_by_channel());
         let spec = Spec::from_metadata(metadata);
         Nets(spec.map_or_else(|_| Vec::new(), |spec| spec.layers.iter().map(|l| is(&l.mixer)).collect()))
     }

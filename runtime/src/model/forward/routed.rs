@@ -54,14 +54,8 @@ impl Model {
         match &moe.shared_gate {
             Some(matrix) => {
                 let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
-                b.linear(LinearCall {
-                    x,
-                    tokens: n,
-                    norm,
-                    outs: &mut [logits, gate],
-                    times: None,
-                    add: None,
-                });
+                let outs = &mut [logits, gate];
+                b.linear(LinearCall { x, tokens: n, norm, outs, times: None, add: None });
             }
             None => b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits], times: None, add: None }),
         }

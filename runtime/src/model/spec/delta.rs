@@ -148,6 +148,11 @@ impl DeltaSpec {
         }
     }
 
+    /// Whether each value of a key fades by itself.
+    pub fn fades_by_channel(&self) -> bool {
+        self.decay != Decay::Heads
+    }
+
     /// Values between the two steps of a low-rank projection; 0 if there are none.
     pub fn rank(&self) -> usize {
         if self.low_rank { self.k_dim } else { 0 }
