@@ -11,3 +11,6 @@ pub fn values(n: usize, seed: u32) -> Vec<f32> {
     };
     (0..n).map(|_| next() + next() + next()).collect()
 }
+
+pub mod http;
+pub mod served;

@@ -5,6 +5,7 @@ use crate::feed::json;
 use crate::fields;
 use crate::guard;
 use crate::live;
+use crate::openapi;
 use crate::page;
 use crate::refusal::{Form, Refusal};
 use crate::service::Service;
@@ -49,6 +50,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/memory", post(async |s: App, r: HttpRequest| post_to(s, r, Api::Memory).await))
         .route("/health", get(async |State(s): App| shown(about::health(&s), Form::OpenAi)))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(async || json(&openapi::description())))
         .merge(page::router())
         .fallback(async |r: HttpRequest| unknown(&r, StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async |r: HttpRequest| unknown(&r, StatusCode::METHOD_NOT_ALLOWED))
@@ -158,7 +160,7 @@ fn unknown(request: &HttpRequest, status: StatusCode) -> Response<Body> {
 }
 
 /// Route labels of the metrics. The list is fixed, so a client cannot create new labels with unknown paths.
-const ROUTES: [&str; 20] = [
+pub const ROUTES: [&str; 21] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -178,6 +180,7 @@ const ROUTES: [&str; 20] = [
     "/apply-template",
     "/health",
     "/metrics",
+    "/openapi.json",
     "/",
 ];
 

@@ -15,6 +15,7 @@ mod listen;
 mod live;
 mod logprobs;
 mod metrics;
+mod openapi;
 mod options;
 mod page;
 mod pool;
@@ -30,6 +31,12 @@ mod work;
 
 pub use listen::Server;
 pub use options::ServerOptions;
+
+/// For tests: the paths of the endpoints.
+#[doc(hidden)]
+pub fn routes() -> &'static [&'static str] {
+    &app::ROUTES
+}
 
 /// For tests: parses a body as a request of each API, and returns how many APIs accept it.
 #[doc(hidden)]

@@ -1,9 +1,13 @@
 """Real clients, as they come from PyPI, against a running server: python clients.py http://127.0.0.1:PORT MODEL.
 
-Needs: openai anthropic ollama langchain-openai. Prints one line for each client; any difference is an assertion."""
+Needs: openai anthropic ollama langchain-openai llm. Prints one line for each client; any difference is an assertion."""
 
 import json
+import os
+import pathlib
+import subprocess
 import sys
+import tempfile
 
 url, model = sys.argv[1:3]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -35,8 +39,11 @@ def use_openai():
     ) as events:
         pieces = "".join(e.delta for e in events if e.type == "response.output_text.delta")
     assert pieces == said
-    text = client.completions.create(model=model, prompt="Once upon", max_tokens=4, temperature=0)
-    assert text.choices[0].text
+    text = client.completions.create(model=model, prompt="Once upon", max_tokens=4, temperature=0, logprobs=3)
+    likely = text.choices[0].logprobs
+    assert "".join(likely.tokens) == text.choices[0].text and len(likely.top_logprobs[0]) == 3, text
+    assert likely.text_offset[0] == 0 and all(p <= 0 for p in likely.token_logprobs), text
+    use_openai_logprobs(client, ask, said)
     form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}
     obeys = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=40, response_format=form)
     assert json.loads(obeys.choices[0].message.content)["city"] in ("Rome", "Oslo")
@@ -56,6 +63,31 @@ def use_openai():
     stream.close()
     assert client.chat.completions.create(**ask).choices[0].message.content == said
     return said
+
+
+def use_openai_logprobs(client, ask, said):
+    """Log probabilities through the client's types, streamed and whole."""
+    from openai.types.chat import ChatCompletionTokenLogprob
+
+    wanted = ask | {"logprobs": True, "top_logprobs": 4}
+    whole = client.chat.completions.create(**wanted).choices[0].logprobs.content
+    assert len(whole) == 16 and all(isinstance(of, ChatCompletionTokenLogprob) for of in whole)
+    assert b"".join(bytes(of.bytes) for of in whole).decode() == said
+    for of in whole:
+        assert len(of.top_logprobs) == 4 and of.logprob <= of.top_logprobs[0].logprob <= 0, of
+    chunks = client.chat.completions.create(**wanted, stream=True)
+    streamed = [of for c in chunks for choice in c.choices if choice.logprobs for of in choice.logprobs.content]
+    assert streamed == whole, streamed
+    with client.chat.completions.stream(**wanted) as stream:
+        stream.until_done()
+        assert stream.current_completion_snapshot.choices[0].logprobs.content == whole
+    response = client.responses.create(
+        model=model, input=QUESTION[0]["content"], max_output_tokens=16, temperature=0, top_logprobs=4,
+        include=["message.output_text.logprobs"],
+    )
+    got = response.output[0].content[0].logprobs
+    assert [(of.token, of.logprob) for of in got] == [(of.token, of.logprob) for of in whole], got
+    assert all(len(of.top_logprobs) == 4 for of in got)
 
 
 def use_anthropic(said):
@@ -88,6 +120,8 @@ def use_ollama(said):
     pieces = [p.message.content for p in client.chat(model=model, messages=QUESTION, options=options, stream=True)]
     assert "".join(pieces) == said and len(pieces) > 4
     assert client.generate(model=model, prompt=QUESTION[0]["content"], options=options).response == said
+    likely = client.chat(model=model, messages=QUESTION, options=options, logprobs=True, top_logprobs=2).logprobs
+    assert "".join(of.token for of in likely) == said and all(len(of.top_logprobs) == 2 for of in likely), likely
     obeys = client.chat(model=model, messages=QUESTION, format=SCHEMA, options={"num_predict": 40})
     assert json.loads(obeys.message.content)["city"] in ("Rome", "Oslo")
     try:
@@ -105,8 +139,21 @@ def use_langchain(said):
     assert "".join(piece.content for piece in chat.stream(QUESTION[0]["content"])) == said
 
 
+def use_llm(said):
+    """The command `llm`, with the server as a model of OpenAI's API."""
+    with tempfile.TemporaryDirectory() as folder:
+        entry = f'- model_id: own\n  model_name: {model}\n  api_base: "{url}/v1"\n  api_key_name: own\n'
+        pathlib.Path(folder, "extra-openai-models.yaml").write_text(entry)
+        program = str(pathlib.Path(sys.executable).with_name("llm"))
+        env = os.environ | {"LLM_USER_PATH": folder}
+        for more in ([], ["--no-stream"]):
+            command = [program, "prompt", "-m", "own", "--key", "none", "-o", "temperature", "0", "-o", "max_tokens", "16"]
+            out = subprocess.run(command + more + [QUESTION[0]["content"]], env=env, capture_output=True, text=True)
+            assert out.returncode == 0 and out.stdout.strip() == said.strip(), out
+
+
 said = use_openai()
 print("openai")
-for use in (use_anthropic, use_ollama, use_langchain):
+for use in (use_anthropic, use_ollama, use_langchain, use_llm):
     use(said)
     print(use.__name__.removeprefix("use_"))
