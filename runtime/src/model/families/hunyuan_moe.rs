@@ -1,4 +1,4 @@
-//! Hunyuan-A13B (Tencent): norms per head behind RoPE, and a shared expert.
+//! Hunyuan-A13B (Tencent): norms per head after RoPE, and a shared expert.
 
 use super::Family;
 use crate::format::hf::{Dialect, Sparse};

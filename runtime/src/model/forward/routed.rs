@@ -51,13 +51,12 @@ impl Model {
             self.normed(b, (x, h), None, n);
         }
         let norm = norm.map(|norm| (norm, &mut *h));
+        let project = |outs: &mut [Linear<'_, B::Buf>]| {
+            b.linear(LinearCall { x, tokens: n, norm, outs, times: None, add: None });
+        };
         match &moe.shared_gate {
-            Some(matrix) => {
-                let gate = Linear { matrix, bias: None, out: &mut m.shared_gate };
-                let outs = &mut [logits, gate];
-                b.linear(LinearCall { x, tokens: n, norm, outs, times: None, add: None });
-            }
-            None => b.linear(LinearCall { x, tokens: n, norm, outs: &mut [logits], times: None, add: None }),
+            Some(matrix) => project(&mut [logits, Linear { matrix, bias: None, out: &mut m.shared_gate }]),
+            None => project(&mut [logits]),
         }
         if let Some(Beside { experts_norm, .. }) = &moe.beside {
             let norm = Some((Norm { weight: experts_norm, eps }, &mut *h));
