@@ -68,7 +68,9 @@ fn gate_133_a_server_that_stops_ends_what_runs() {
 
     // With a longer grace period, a running answer finishes. New requests are refused meanwhile.
     let server = Running::new(|o| o.grace = Duration::from_secs(600));
-    let mut runs = begin(&server, true);
+    let mut body: Json = serde_json::from_slice(&long(true)).unwrap();
+    body["max_tokens"] = 150.into();
+    let mut runs = server.open("POST", "/v1/chat/completions", &[], body.to_string().as_bytes());
     runs.until("\"content\":\" ");
     server.stop.cancel();
     while server.get("/health").status == 200 {}
