@@ -122,6 +122,7 @@ fn gate_192_the_official_suite_is_obeyed_or_refused() {
     let (words, tokenizer) = (engine.words().unwrap(), engine.tokenizer().unwrap());
     let ends = &engine.special_tokens().ends;
     let folder = root().join("target/goldens/json-schema-suite");
+    assert!(folder.exists(), "{} is missing: run tests/goldens/fetch.sh (./check does)", folder.display());
     let (mut unwritten, mut broken, mut table) = (BTreeSet::new(), BTreeSet::new(), String::new());
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut whole = Counts::default();

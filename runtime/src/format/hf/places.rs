@@ -171,7 +171,7 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
             [("attn_q", Heads::Query), ("attn_gate", Heads::Gate)]
         }
         ("linear_attn.in_proj_qkvz", _) => [("attn_qkv", Heads::Mixed), ("attn_gate", Heads::Z)],
-        ("attention.query_key_value", _) => {
+        ("self_attn.query_key_value", _) => {
             let part =
                 |(i, part): (usize, &str)| Place::of_heads(blk(&format!("{part}.{leaf}")), Heads::Fused(i));
             return Some(["attn_q", "attn_k", "attn_v"].into_iter().enumerate().map(part).collect());
@@ -253,17 +253,9 @@ fn common(module: &str) -> Option<&'static str> {
         "linear_attn.conv1d" => Some("ssm_conv1d"),
         "linear_attn.norm" => Some("ssm_norm"),
         "linear_attn.out_proj" => Some("ssm_out"),
-        "self_attn.o_proj" | "self_attn.out_proj" | "self_attn.dense" | "attention.dense" => {
-            Some("attn_output")
-        }
-        "self_attn.q_norm"
-        | "self_attn.q_layernorm"
-        | "self_attn.query_layernorm"
-        | "attention.query_layernorm" => Some("attn_q_norm"),
-        "self_attn.k_norm"
-        | "self_attn.k_layernorm"
-        | "self_attn.key_layernorm"
-        | "attention.key_layernorm" => Some("attn_k_norm"),
+        "self_attn.o_proj" | "self_attn.out_proj" | "self_attn.dense" => Some("attn_output"),
+        "self_attn.q_norm" | "self_attn.q_layernorm" | "self_attn.query_layernorm" => Some("attn_q_norm"),
+        "self_attn.k_norm" | "self_attn.k_layernorm" | "self_attn.key_layernorm" => Some("attn_k_norm"),
         "mlp.gate_proj" | "block_sparse_moe.gate_proj" | "feed_forward.w1" => Some("ffn_gate"),
         "mlp.up_proj" | "block_sparse_moe.up_proj" | "feed_forward.w3" => Some("ffn_up"),
         "mlp.down_proj" | "block_sparse_moe.down_proj" | "feed_forward.w2" => Some("ffn_down"),
