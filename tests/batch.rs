@@ -166,6 +166,7 @@ fn answers_together_are_those_alone() {
         ("mixtral-window", 15),
         ("kimi-linear", 11),
         ("bailingmoe3", 12),
+        ("granitehybrid", 13),
     ];
     let mut seen = Vec::new();
     for (name, seed) in names {

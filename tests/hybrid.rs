@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use std::path::Path;
 
 /// Models with routed experts.
-const ROUTED: [&str; 7] = [
+const ROUTED: [&str; 8] = [
     "qwen3next",
     "qwen35moe",
     "qwen35moe-published",
@@ -18,14 +18,15 @@ const ROUTED: [&str; 7] = [
     "kimi-linear-resaved",
     "bailingmoe3",
     "bailingmoe3-resaved",
+    "granitehybrid",
 ];
 
 /// Every golden with such layers.
 fn names() -> Vec<String> {
     let all = tiny::names().into_iter();
-    let families = ["qwen35", "qwen3next", "kimi-linear", "bailingmoe3"];
+    let families = ["qwen35", "qwen3next", "kimi-linear", "bailingmoe3", "granitehybrid"];
     let names: Vec<_> = all.filter(|n| families.iter().any(|f| n.starts_with(f))).collect();
-    assert!(names.len() >= 10, "{names:?}");
+    assert!(names.len() >= 12, "{names:?}");
     names
 }
 
@@ -80,7 +81,7 @@ fn gguf_files_are_those_of_llama_cpps_converter() {
         }
         files += 1;
     }
-    assert!(files >= 25 && tensors > 1240, "{files} files, {tensors} tensors");
+    assert!(files >= 26 && tensors > 1300, "{files} files, {tensors} tensors");
 }
 
 /// Whether a key's value equals the JSON value.
@@ -170,7 +171,7 @@ fn roomy(name: &str, context: usize) -> tempfile::TempDir {
 #[test]
 fn sessions_go_back_to_marks() {
     const LENGTH: usize = 1500;
-    for name in ["qwen35moe", "qwen3next", "kimi-linear", "bailingmoe3"] {
+    for name in ["qwen35moe", "qwen3next", "kimi-linear", "bailingmoe3", "granitehybrid"] {
         let folder = roomy(name, 2048);
         let engine = Engine::open_reference(folder.path(), &options().with_context(2048)).unwrap();
         let ids = ids(LENGTH + 40);
@@ -208,7 +209,7 @@ fn sessions_go_back_to_marks() {
 /// Gate 116 for files: a restored session equals the saved one, and can be rewound as far.
 #[test]
 fn saved_sessions_go_on() {
-    for name in ["qwen35moe", "qwen3next", "qwen35-grouped", "kimi-linear", "bailingmoe3"] {
+    for name in ["qwen35moe", "qwen3next", "qwen35-grouped", "kimi-linear", "bailingmoe3", "granitehybrid"] {
         let folder = roomy(name, 2048);
         let path = folder.path().join("dollop.gguf");
         convert(folder.path(), &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();

@@ -368,7 +368,14 @@ fn mutants_are_refused_in_one_line() {
 
     let configs = ["gptoss-listed", "olmoe-clip", "qwen2moe-mlp-only-window", "llama-llama3", "llama-yarn"];
     let others = ["gemma3-sight", "gemma4-sight", "gemma4-inputs", "lfm2-bias", "lfm2moe"];
-    let hybrids = ["qwen3next", "qwen35moe-published", "kimi-linear", "kimi-linear-resaved", "bailingmoe3"];
+    let hybrids = [
+        "qwen3next",
+        "qwen35moe-published",
+        "kimi-linear",
+        "kimi-linear-resaved",
+        "bailingmoe3",
+        "granitehybrid",
+    ];
     let latents = ["deepseek2-lite", "deepseek2-flash", "glm4moe-groups"];
     let routed = [
         "bailingmoe2",

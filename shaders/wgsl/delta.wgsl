@@ -16,12 +16,13 @@ struct Params {
     before: u32,      // whether there are any before
     tiled: u32,       // whether value heads that share a key head lie apart
     decays: u32,      // of a token: one for each head, or for each value of its key
+    adds: u32,        // whether S ← S + k ⊗ step · v, and a head's number times v is added to o (Mamba-2)
     lower: f32,       // below zero where γ = exp(lower · sigmoid(−a · step)) and not exp(a · softplus(step))
 }
 
 @group(0) @binding(0) var<storage, read> beta: array<f32>;          // [tokens, v_heads]
 @group(0) @binding(1) var<storage, read> alpha: array<f32>;         // [tokens, decays]
-@group(0) @binding(2) var<storage, read> fades: array<f32>;         // a, [v_heads], then dt, [decays]
+@group(0) @binding(2) var<storage, read> fades: array<f32>;         // a, [v_heads]; dt, [decays]; with `adds`, [v_heads]: factors on v
 @group(0) @binding(3) var<storage, read_write> state: array<f32>;   // [slots, values]
 @group(0) @binding(4) var<storage, read_write> mixed: array<f32>;   // [tokens, channels]
 var<immediate> p: Params;
@@ -30,15 +31,24 @@ var<workgroup> q: array<f32, MOST>;
 var<workgroup> k: array<f32, MOST>;
 var<workgroup> fade: array<f32, MOST>;
 
+// The length of a token's step before it is made positive.
+fn raw_step(t: u32, head: u32, i: u32) -> f32 {
+    let part = select(head * p.k_dim + i, head, p.decays == p.v_heads);
+    return alpha[t * p.decays + part] + fades[p.v_heads + part];
+}
+
+fn softplus(x: f32) -> f32 {
+    return max(x, 0.0) + log(1.0 + exp(-abs(x)));
+}
+
 // What is left of a part of the memory after a token's step.
 fn decay(t: u32, head: u32, i: u32) -> f32 {
     let a = fades[head];
-    let part = select(head * p.k_dim + i, head, p.decays == p.v_heads);
-    let x = alpha[t * p.decays + part] + fades[p.v_heads + part];
+    let x = raw_step(t, head, i);
     if (p.lower < 0.0) {
         return exp(p.lower / (1.0 + exp(a * x)));
     }
-    return exp(a * (max(x, 0.0) + log(1.0 + exp(-abs(x)))));
+    return exp(a * softplus(x));
 }
 
 @compute @workgroup_size(128)
@@ -61,16 +71,24 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         }
         workgroupBarrier();
         if (column < p.v_dim) {
-            let share = 1.0 / (1.0 + exp(-beta[t * p.v_heads + head]));
+            var share = 0.0;
+            var skip = 0.0;
+            if (p.adds == 1u) {
+                share = softplus(raw_step(t, head, 0u));
+                skip = fades[2u * p.v_heads + head];
+            } else {
+                share = 1.0 / (1.0 + exp(-beta[t * p.v_heads + head]));
+            }
             let none = t == 0u && p.before == 0u;
             var held = 0.0;
-            if (!none) {
+            if (!none && p.adds == 0u) {
                 for (var i = 0u; i < p.k_dim; i++) {
                     held = fma(k[i] * fade[i], state[last + i * p.v_dim], held);
                 }
             }
             let at = row + 2u * keys + head * p.v_dim + column;
-            let wrong = share * (mixed[at] - held);
+            let value = mixed[at];
+            let wrong = share * (value - held);
             var read = 0.0;
             for (var i = 0u; i < p.k_dim; i++) {
                 var old = 0.0;
@@ -81,7 +99,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
                 state[after + i * p.v_dim] = new_value;
                 read = fma(q[i], new_value, read);
             }
-            mixed[at] = read;
+            mixed[at] = fma(skip, value, read);
         }
         last = after;
     }

@@ -1,6 +1,7 @@
 // What a gated delta net works on: SiLU(conv(queries, keys, values)), oldest tap first, with queries and keys of length one, and
-// queries divided by the root of their width; and the last inputs, which the tokens after these see. One workgroup: one head of
-// queries, keys or values of one token or, behind the tokens, of one row that is kept.
+// queries divided by the root of their width; and the last inputs, which the tokens after these see. With `adds` (Mamba-2), queries
+// and keys are not scaled. One workgroup: one head of queries, keys or values of one token or, behind the tokens, of one row that
+// is kept.
 
 #import reduce
 
@@ -15,10 +16,12 @@ struct Params {
     before_slot: u32, // the slot of the tokens before
     after_slot: u32,  // another, which is written
     before: u32,      // whether there are any before
+    bias: u32,        // whether biases follow the weights
+    adds: u32,        // whether queries and keys are not scaled
 }
 
 @group(0) @binding(0) var<storage, read> qkv: array<f32>;           // [tokens, channels]
-@group(0) @binding(1) var<storage, read> weights: array<f32>;       // [channels, taps]
+@group(0) @binding(1) var<storage, read> weights: array<f32>;       // [channels, taps], then [channels]
 @group(0) @binding(2) var<storage, read_write> state: array<f32>;   // [slots, values]
 @group(0) @binding(3) var<storage, read_write> mixed: array<f32>;   // [tokens, channels]
 var<immediate> p: Params;
@@ -56,6 +59,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     var squares = 0.0;
     for (var i = lane; i < dim; i += 128u) {
         var sum = 0.0;
+        if (p.bias == 1u) {
+            sum = weights[channels() * p.taps + first + i];
+        }
         for (var tap = 0u; tap < p.taps; tap++) {
             sum = fma(weights[(first + i) * p.taps + tap], input(id.y + tap, first + i), sum);
         }
@@ -67,7 +73,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     if (id.x < p.k_heads) {
         scale /= sqrt(f32(p.k_dim));
     }
-    if (!is_value) {
+    if (!is_value && p.adds == 0u) {
         for (var i = lane; i < dim; i += 128u) {
             mixed[at + i] *= scale;
         }

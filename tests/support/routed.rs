@@ -21,6 +21,9 @@ pub(crate) fn keys(name: &str) -> Option<Metadata> {
             Json::String(text) => all.insert(key, text.as_str()),
             Json::Number(n) if n.is_u64() => all.insert(key, n.as_u64().expect("a number") as u32),
             Json::Number(n) => all.insert(key, n.as_f64().expect("a number") as f32),
+            Json::Array(list) if list[0].is_u64() => {
+                all.insert(key, list.iter().map(|v| v.as_u64().expect("a number")).collect::<Vec<_>>())
+            }
             Json::Array(list) => {
                 all.insert(key, list.iter().map(|v| v.as_bool().expect("a flag")).collect::<Vec<_>>())
             }
@@ -28,6 +31,16 @@ pub(crate) fn keys(name: &str) -> Option<Metadata> {
         }
     }
     Some(all)
+}
+
+/// The shape of a Mamba-2 tensor in llama.cpp's files.
+fn of_mamba(name: &str, shape: &[usize], groups: usize) -> Vec<usize> {
+    match *shape {
+        [channels, 1, taps] => vec![channels, taps],
+        [heads] if name.ends_with(".ssm_a") || name.ends_with(".ssm_d") => vec![heads, 1],
+        [width] if name.ends_with(".ssm_norm.weight") => vec![groups, width / groups],
+        _ => shape.to_vec(),
+    }
 }
 
 /// Its tensors: experts stacked, gates and ups that are one matrix apart.
@@ -42,15 +55,28 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect) -> Vec<Written> {
             places.truncate(1);
             places[0] = Place::whole(places[0].name.replace("attn_q", "attn_qkv"), None);
         }
-        for place in places {
+        if name.contains("mamba.in_proj") {
+            places.truncate(1);
+            places[0] = Place::whole(places[0].name.replace("attn_qkv", "ssm_in"), None);
+        }
+        for mut place in places {
             let (mut shape, mut data) = (shape.clone(), data.clone());
+            place.stored.turn(&mut data);
+            if name.contains(".mamba.") {
+                shape = of_mamba(&place.name, &shape, heads("mamba_n_groups"));
+            }
+            if tiny.config["num_local_experts"] == 0 {
+                place.name = place.name.replace("_shexp.", ".");
+            }
             if let Cut::Half(half) = place.cut {
                 let rows = shape.len() - 2;
                 shape[rows] /= 2;
                 let part = shape[rows] * shape[rows + 1];
                 data = data.chunks_exact(2 * part).flat_map(|e| e[half * part..][..part].to_vec()).collect();
             }
-            if family.interleaved && !dialect.interleaved {
+            // The converter interleaves these rows, too, although the model has no RoPE.
+            let unrotated = family.name == "granitehybrid";
+            if (family.interleaved || unrotated) && !dialect.interleaved {
                 let cols = shape.last().copied().unwrap_or(1);
                 match place.name.as_str() {
                     n if n.contains("attn_q.") => {

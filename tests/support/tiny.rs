@@ -213,7 +213,8 @@ impl Tiny {
             let keys = latent::keys(meta, &self.config);
             return write(path, &keys, latent::tensors(self, dialect, false));
         }
-        if let Some(keys) = routed::keys(&self.name) {
+        let own = || (architecture == "granitehybrid").then(|| gptoss::keys(meta));
+        if let Some(keys) = routed::keys(&self.name).or_else(own) {
             return write(path, &keys, routed::tensors(self, dialect));
         }
         let conv = architecture.starts_with("lfm2");

@@ -25,7 +25,7 @@ pub use operands::{
     Absorbed, Activation, Added, AttendCall, Attention, Biases, Choice, Choosing, ConvCall, Decay, Delta,
     DeltaCall, ExpertJob, Feed, FeedCall, Flow, Gate, Gated, Groups, HeadsCall, History, KvCopy, Linear,
     LinearCall, MAX_GROUPS, MAX_TAPS, Norm, Placing, Projected, Recur, Recurrent, RopeTable, Routed,
-    RoutedBufs, Router, Score, Sequence, SumCall, Times, Uses,
+    RoutedBufs, Router, Rule, Score, Sequence, SumCall, Times, Uses,
 };
 pub use variants::{GpuInputs, GpuVariants};
 

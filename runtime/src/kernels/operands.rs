@@ -4,7 +4,7 @@ mod recurrent;
 
 use crate::experts::Expert;
 use crate::quant::Matrix;
-pub use recurrent::{ConvCall, Decay, Delta, DeltaCall, Gate, MAX_TAPS, Recur, Recurrent};
+pub use recurrent::{ConvCall, Decay, Delta, DeltaCall, Gate, MAX_TAPS, Recur, Recurrent, Rule};
 
 /// One of several products with the same input: `out[t] = matrix · x[t] + bias`.
 pub struct Linear<'a, Buf> {

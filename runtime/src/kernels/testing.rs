@@ -1,6 +1,6 @@
 //! Helpers shared by the tests of all backends.
 
-use super::{Backend, Decay, Delta, DeltaCall, Gate, Recur, Recurrent};
+use super::{Backend, Decay, Delta, DeltaCall, Gate, Recur, Recurrent, Rule};
 use crate::quant::{self, GgmlType, GroupParams, Level, Nested, Shape};
 
 /// All kinds of groups: size and storage of the parameters.
@@ -58,6 +58,8 @@ pub(super) struct Net {
     taps: usize,
     tiled: bool,
     decay: Decay,
+    /// With [`Rule::Add`]: the factors on the values that are added to the output, and biases of the convolution.
+    adds: Option<[Vec<f32>; 2]>,
     conv: Vec<f32>,
     a: Vec<f32>,
     dt: Vec<f32>,
@@ -87,6 +89,7 @@ impl Net {
                 taps,
                 tiled,
                 decay,
+                adds: None,
                 conv: vec![],
                 a: vec![],
                 dt: vec![],
@@ -95,11 +98,24 @@ impl Net {
         }
     }
 
+    /// The same net with [`Rule::Add`].
+    pub(super) fn adding(mut self) -> Net {
+        let channels = 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim;
+        self.norm = values(self.v_heads * self.v_dim, 8).iter().map(|v| 1.0 + v).collect();
+        self.adds = Some([values(self.v_heads, 9), values(channels, 10)]);
+        self
+    }
+
     pub(super) fn shape(&self) -> Delta<'_> {
         let &Net { k_heads, v_heads, k_dim, v_dim, taps, tiled, decay, .. } = self;
         let Net { conv, a, dt, norm, .. } = self;
         let gate = if decay == Decay::Heads { Gate::Silu } else { Gate::Sigmoid };
-        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, decay, gate, conv, a, dt, norm, eps: 1e-6 }
+        let (rule, bias) = match &self.adds {
+            None => (Rule::Correct, None),
+            Some([skip, bias]) => (Rule::Add { skip }, Some(&bias[..])),
+        };
+        let eps = 1e-6;
+        Delta { k_heads, v_heads, k_dim, v_dim, taps, tiled, rule, decay, gate, conv, bias, a, dt, norm, eps }
     }
 }
 

@@ -112,7 +112,9 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
     let prefix = format!("{}.", family.name);
     for (key, value) in meta.iter() {
         let Some(name) = key.strip_prefix(&prefix) else { continue };
-        if READ.contains(&name) || DESCRIBING.contains(&name) {
+        // In families without RoPE, a true value would mean that there is RoPE.
+        let turns = name == "rope.scaling.finetuned" && !family.rotates && number(value) != Some(0.0);
+        if READ.contains(&name) || DESCRIBING.contains(&name) && !turns {
             continue;
         }
         let number = number(value);

@@ -67,6 +67,8 @@ LING3 = dict(head_dim=32, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim
             moe_intermediate_size=48, num_key_value_heads=4, num_hidden_layers=5, first_k_dense_replace=1, rope_theta=6e6)
 EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=64, patch_size=4, num_position_embeddings=16)
 kinds_of = lambda letters: [dict(F="full_attention", L="linear_attention")[letter] for letter in letters]
+GRANITE4 = dict(GRANITE, mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=32, mamba_d_head=16, shared_intermediate_size=80, num_hidden_layers=4,
+                layer_types=kinds_of("LLFL"))
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
     "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
@@ -151,6 +153,9 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "flexolmo": ("FlexOlmo", dict(num_experts=8, num_experts_per_tok=3, intermediate_size=48), "new"),
     "flexolmo-norm": ("FlexOlmo", dict(num_experts=8, num_experts_per_tok=3, intermediate_size=48, num_key_value_heads=4, norm_topk_prob=True,
                                        attention_bias=True), "old"),
+    "granitehybrid": ("GraniteMoeHybrid", dict(GRANITE4), "granite4"),
+    "granitehybrid-dense": ("GraniteMoeHybrid", dict(GRANITE4, num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True, mamba_n_groups=1, logits_scaling=8.0,
+                                                     mamba_conv_bias=False, layer_types=kinds_of("FLLL")), "new"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -330,6 +335,11 @@ def make(name, prefix, changes, style):
             written["rotary_dim"] = int(written.pop("partial_rotary_factor") * written["head_dim"])
         if style == "kimi":
             written = kimi_style(written, [])
+        if style == "granite4":
+            # The names and keys of the published files.
+            names = dict(linear_attention="mamba", full_attention="attention")
+            written = old_style(dict(written, kinds=written["layer_types"], position_embedding_type="nope"))
+            written["layer_types"] = [names[kind] for kind in written.pop("kinds")]
         if style == "ling3":
             written = ling3_style(written)
         if style == "released":

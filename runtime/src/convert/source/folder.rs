@@ -51,6 +51,8 @@ pub(super) fn open(folder: &Path) -> Result<Source> {
     let dialect = families::dialect(&config).map_err(|e| e.at(&config_path))?;
     let mut collected =
         Collected { grouped: Grouped::of(&metadata)?, nets: Nets::of(&metadata), ..Collected::default() };
+    let experts = metadata.u64(&format!("{}.expert_count", dialect.architecture))?;
+    collected.routed = experts.is_some_and(|experts| experts > 0);
     let layers = metadata.u64(&format!("{}.block_count", dialect.architecture))?.unwrap_or(0);
     let mut files = Vec::new();
     let mut left_out = BTreeMap::<&str, usize>::new();
@@ -159,6 +161,8 @@ struct Collected {
     blocks: Blocks,
     grouped: Grouped,
     nets: Nets,
+    /// Whether the model has routed experts.
+    routed: bool,
 }
 
 impl Collected {
@@ -169,7 +173,11 @@ impl Collected {
         };
         // Delta nets have names of attention for some of their tensors.
         let ours = places.iter().find_map(|place| self.nets.place(&place.name));
-        let places = ours.map_or(places, |place| vec![place]);
+        let mut places = ours.map_or(places, |place| vec![place]);
+        if !self.routed {
+            // Without routed experts, the shared expert is the dense block.
+            places.iter_mut().for_each(|place| place.name = place.name.replace("_shexp.", "."));
+        }
         let shape = sides(&entry.shape, &places);
         for place in places {
             if place.form != Form::Values {

@@ -147,7 +147,14 @@ fn canonical(name: &str, family: Option<&Family>) -> String {
 fn taken_apart(name: &str, family: Option<&Family>) -> Option<Vec<(String, Heads)>> {
     let (block, part) = name.split_at(name.strip_prefix("blk.")?.find('.')? + "blk..".len());
     let latent = family?.latent;
+    let adding = matches!(family?.delta, Some(Deltas::Adding));
     let parts = match part {
+        "ssm_in.weight" if adding => vec![
+            ("attn_qkv.weight", Heads::Scanned),
+            ("attn_gate.weight", Heads::ScannedGate),
+            ("ssm_alpha.weight", Heads::ScannedSteps),
+        ],
+        "ssm_conv1d.weight" | "ssm_conv1d.bias" if adding => vec![(part, Heads::Scanned)],
         "attn_q.weight" | "attn_q_b.weight" if latent => vec![(part, Heads::Turned)],
         "attn_kv_a_mqa.weight" | "attn_kv_a_mqa.bias" if latent => vec![(part, Heads::Latent)],
         "attn_kv_b.weight" if latent => {
@@ -203,7 +210,9 @@ fn add(
     if shape.len() > 2 && t.name.contains(".ssm_conv1d") {
         shape.retain(|&n| n != 1);
     }
-    if t.name.ends_with(".ssm_a") {
+    let adding = family.is_some_and(|f| matches!(f.delta, Some(Deltas::Adding)));
+    let flat = t.name.ends_with(".ssm_a") || t.name.ends_with(".ssm_d");
+    if flat || adding && t.name.ends_with(".ssm_norm.weight") {
         shape = vec![shape.iter().copied().fold(1, usize::saturating_mul)];
     }
     let ours = nets.place(&place.name);

@@ -122,6 +122,9 @@ impl Grouped {
     fn runs(&self, part: Heads, rows: usize) -> Option<Vec<Range<usize>>> {
         let &Grouped { heads, kv_heads, head_dim, key_heads, key_dim, share, value_dim, .. } = self;
         let values = share.checked_mul(value_dim)?;
+        if let Heads::Scanned | Heads::ScannedGate | Heads::ScannedSteps = part {
+            return self.scanned(part, rows);
+        }
         // The number of heads, and the lengths of the runs of rows in each.
         let (heads, lengths) = match part {
             Heads::Fused(which) => {
@@ -136,7 +139,7 @@ impl Grouped {
             Heads::Turned | Heads::Latent | Heads::Values if rows <= MAX_ROWS => {
                 return self.latent.runs(part, heads, rows);
             }
-            Heads::Turned | Heads::Latent | Heads::Values | Heads::Keys => return None,
+            _ => return None,
         };
         let whole = lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n))?;
         let taken: &[usize] = match part {
@@ -155,6 +158,29 @@ impl Grouped {
             first..first + lengths[which]
         };
         Some(taken.iter().flat_map(|&which| (0..heads).map(move |head| run(which, head))).collect())
+    }
+
+    /// The rows of a part of Mamba-2's projection or convolution. The convolution has no gate and no steps.
+    fn scanned(&self, part: Heads, rows: usize) -> Option<Vec<Range<usize>>> {
+        let &Grouped { key_heads, key_dim, share, value_dim, .. } = self;
+        let heads = key_heads.checked_mul(share)?;
+        let (values, keys) = (heads.checked_mul(value_dim)?, key_heads.checked_mul(key_dim)?);
+        let inner = values.checked_add(keys.checked_mul(2)?)?;
+        let whole = inner.checked_add(values)?.checked_add(heads)?;
+        let first = match rows {
+            _ if rows > MAX_ROWS || values == 0 || keys == 0 => return None,
+            _ if rows == whole => values,
+            _ if rows == inner && part == Heads::Scanned => 0,
+            _ => return None,
+        };
+        Some(match part {
+            Heads::ScannedGate => vec![0..values],
+            Heads::ScannedSteps => vec![whole - heads..whole],
+            _ => {
+                let (keys_at, queries_at) = (first + values, first + values + keys);
+                vec![queries_at..queries_at + keys, keys_at..keys_at + keys, first..first + values]
+            }
+        })
     }
 
     /// Shape, pieces and layout of a part of a tensor; the whole tensor lies at `first`.

@@ -6,7 +6,7 @@ use crate::format::Metadata;
 use serde_json::Value as Json;
 
 /// Keys that this module reads, or that are the same in all such models.
-pub(super) const READ: [&str; 23] = [
+pub(super) const READ: [&str; 34] = [
     "attn_output_gate",
     "full_attention_interval",
     "expert_swiglu_limit_list",
@@ -22,14 +22,25 @@ pub(super) const READ: [&str; 23] = [
     "linear_num_key_heads",
     "linear_num_value_heads",
     "linear_value_head_dim",
+    "mamba_chunk_size",
+    "mamba_conv_bias",
+    "mamba_d_conv",
+    "mamba_d_head",
+    "mamba_d_state",
+    "mamba_expand",
+    "mamba_n_groups",
+    "mamba_n_heads",
+    "mamba_proj_bias",
     "mamba_ssm_dtype",
     "mla_use_nope",
     // These belong to a draft head, which we leave out.
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
     "no_kda_lora",
+    "position_embedding_type",
     "share_expert_swiglu_limit_list",
     "short_conv_kernel_size",
+    "time_step_limit",
     "use_grouped_topk",
 ];
 
@@ -41,6 +52,9 @@ pub enum Delta {
     Heads,
     /// Each value of a key fades by itself.
     Channels,
+    /// Mamba-2: a token adds its value instead of a correction, and a head's memory fades as a whole. All layers are
+    /// such nets, except those that `layer_types` selects.
+    Adding,
 }
 
 /// Writes the GGUF keys for dimensions, and for which layers are delta nets.
@@ -49,7 +63,42 @@ pub(super) fn layers(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<
         None => Ok(()),
         Some(Delta::Heads) => of_heads(c, dialect, m),
         Some(Delta::Channels) => of_channels(c, dialect, m),
+        Some(Delta::Adding) => adding(c, dialect, m),
     }
+}
+
+/// Mamba-2, in a model whose attention has no RoPE.
+fn adding(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
+    if c.bool("mamba_proj_bias")? == Some(true) {
+        return Err(Error::unsupported("config.json: mamba_proj_bias is not supported"));
+    }
+    if c.str("position_embedding_type")?.is_some_and(|kind| kind == "rope") {
+        return Err(Error::unsupported("config.json: position_embedding_type `rope` is not supported"));
+    }
+    let limits = c.get("time_step_limit").and_then(Json::as_array).into_iter().flatten();
+    // Infinity is not a number in JSON.
+    if limits.filter_map(Json::as_f64).any(|limit| limit != 0.0) {
+        return Err(Error::unsupported("config.json: time_step_limit is not supported"));
+    }
+    if c.u64("num_local_experts")?.unwrap_or(0) == 0 {
+        // The shared expert is the dense block.
+        number(m, dialect.architecture, "feed_forward_length", c.u64("shared_intermediate_size")?)?;
+    }
+    let inner = c.require_u64("hidden_size")?.checked_mul(c.u64("mamba_expand")?.unwrap_or(2));
+    let inner = inner.ok_or_else(|| Config::wrong("mamba_expand", "a smaller number"))?;
+    for (key, value) in [
+        ("ssm.conv_kernel", c.u64("mamba_d_conv")?.unwrap_or(4)),
+        ("ssm.state_size", c.u64("mamba_d_state")?.unwrap_or(256)),
+        ("ssm.group_count", c.u64("mamba_n_groups")?.unwrap_or(1)),
+        ("ssm.time_step_rank", c.u64("mamba_n_heads")?.unwrap_or(128)),
+        ("ssm.inner_size", inner),
+    ] {
+        number(m, dialect.architecture, key, Some(value))?;
+    }
+    let layers = c.require_u64("num_hidden_layers")?;
+    let nets = listed(c, layers)?.unwrap_or_else(|| vec![true; layers as usize]);
+    m.insert(format!("{}.attention.recurrent_layers", dialect.architecture), nets);
+    Ok(())
 }
 
 /// Refuses variants that no published model with such nets has, or that are not computed.
@@ -165,8 +214,8 @@ fn listed(c: &Config, layers: u64) -> Result<Option<Vec<bool>>> {
 /// Whether a layer of this type is a delta net.
 fn kind(layer_type: &Json) -> Result<bool> {
     match layer_type.as_str() {
-        Some("linear_attention") => Ok(true),
-        Some("full_attention") => Ok(false),
+        Some("linear_attention" | "mamba") => Ok(true),
+        Some("full_attention" | "attention") => Ok(false),
         _ => Err(Error::unsupported(format!("config.json: layer_types: {layer_type} is not supported"))),
     }
 }

@@ -80,6 +80,13 @@ pub enum Heads {
     Beta,
     /// A key head's `[beta | alpha]`: `alpha`.
     Alpha,
+    /// Mamba-2's `[z | values | keys | queries | steps]`, or `[values | keys | queries]`, each of all heads: first
+    /// all queries, then all keys, then all values.
+    Scanned,
+    /// Mamba-2's `[z | values | keys | queries | steps]`: `z`.
+    ScannedGate,
+    /// Mamba-2's `[z | values | keys | queries | steps]`: the steps.
+    ScannedSteps,
     /// Queries of latent attention: all rows, the rotated ones reordered for our RoPE.
     Turned,
     /// The latent followed by the rotated part of the key: the rotated part first, reordered for our RoPE,
@@ -162,11 +169,11 @@ fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec
 fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
     let (module, leaf) = name.rsplit_once('.')?;
     let two: [(&str, Heads); 2] = match (module, leaf) {
-        ("linear_attn", "A_log") => {
+        ("linear_attn" | "mamba", "A_log") => {
             let place = Place::whole(blk("ssm_a"), None);
             return Some(vec![Place { stored: Stored::LogNegated, ..place }]);
         }
-        ("linear_attn", "dt_bias") => return Some(vec![Place::whole(blk("ssm_dt.bias"), None)]),
+        ("linear_attn" | "mamba", "dt_bias") => return Some(vec![Place::whole(blk("ssm_dt.bias"), None)]),
         ("self_attn.q_proj", _) if dialect.gate_in_q => {
             [("attn_q", Heads::Query), ("attn_gate", Heads::Gate)]
         }
@@ -176,6 +183,18 @@ fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<
                 |(i, part): (usize, &str)| Place::of_heads(blk(&format!("{part}.{leaf}")), Heads::Fused(i));
             return Some(["attn_q", "attn_k", "attn_v"].into_iter().enumerate().map(part).collect());
         }
+        ("mamba.in_proj", "weight") => {
+            let parts = [
+                ("attn_qkv.weight", Heads::Scanned),
+                ("attn_gate.weight", Heads::ScannedGate),
+                ("ssm_alpha.weight", Heads::ScannedSteps),
+            ];
+            return Some(parts.map(|(part, heads)| Place::of_heads(blk(part), heads)).into());
+        }
+        ("mamba.conv1d", _) => {
+            return Some(vec![Place::of_heads(blk(&format!("ssm_conv1d.{leaf}")), Heads::Scanned)]);
+        }
+        ("mamba", "D") => return Some(vec![Place::whole(blk("ssm_d"), None)]),
         ("linear_attn.in_proj_ba", _) => [("ssm_beta", Heads::Beta), ("ssm_alpha", Heads::Alpha)],
         _ => return None,
     };
@@ -251,8 +270,8 @@ fn common(module: &str) -> Option<&'static str> {
         "linear_attn.in_proj_b" => Some("ssm_beta"),
         "linear_attn.in_proj_a" => Some("ssm_alpha"),
         "linear_attn.conv1d" => Some("ssm_conv1d"),
-        "linear_attn.norm" => Some("ssm_norm"),
-        "linear_attn.out_proj" => Some("ssm_out"),
+        "linear_attn.norm" | "mamba.norm" => Some("ssm_norm"),
+        "linear_attn.out_proj" | "mamba.out_proj" => Some("ssm_out"),
         "self_attn.o_proj" | "self_attn.out_proj" | "self_attn.dense" => Some("attn_output"),
         "self_attn.q_norm" | "self_attn.q_layernorm" | "self_attn.query_layernorm" => Some("attn_q_norm"),
         "self_attn.k_norm" | "self_attn.k_layernorm" | "self_attn.key_layernorm" => Some("attn_k_norm"),

@@ -12,7 +12,7 @@ use super::lanes::Lanes;
 use super::math;
 use super::pool::Pool;
 use super::rows::each_row;
-use crate::kernels::{Decay, Delta, Gate, MAX_TAPS};
+use crate::kernels::{Decay, Delta, Gate, MAX_TAPS, Rule};
 
 /// Columns that lie in one [`Lanes`].
 const LANES: usize = 16;
@@ -71,6 +71,9 @@ pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows,
                     4 => convolve::<4>(d, inputs, qkv, t, to),
                     n => unreachable!("a specification has 2 to {MAX_TAPS} taps, not {n}"),
                 }
+                if d.rule != Rule::Correct {
+                    return;
+                }
                 let (q, k) = to[..2 * d.k_heads * d.k_dim].split_at_mut(d.k_heads * d.k_dim);
                 let scale = 1.0 / (d.k_dim as f32).sqrt();
                 q.chunks_exact_mut(d.k_dim).for_each(|q| math::to_length(q, scale, UNIT_EPS));
@@ -96,12 +99,20 @@ pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows,
         isa.run(
             #[inline(always)]
             || {
-                let z = z[t * width..][..width].chunks_exact(d.v_dim);
-                for (out, z) in out.chunks_exact_mut(d.v_dim).zip(z) {
-                    math::rms_norm_in_place(out, d.norm, d.eps);
+                let dim = d.norm_dim();
+                let z = z[t * width..][..width].chunks_exact(dim);
+                let weights = d.norm.chunks_exact(dim).cycle();
+                for ((out, z), norm) in out.chunks_exact_mut(dim).zip(z).zip(weights) {
+                    let gate_first = d.rule != Rule::Correct;
+                    if !gate_first {
+                        math::rms_norm_in_place(out, norm, d.eps);
+                    }
                     match d.gate {
                         Gate::Silu => math::times_silu(out, z),
                         Gate::Sigmoid => math::times_sigmoid(out, z),
+                    }
+                    if gate_first {
+                        math::rms_norm_in_place(out, norm, d.eps);
                     }
                 }
             },
@@ -122,15 +133,22 @@ fn convolve<const TAPS: usize>(d: &Delta, inputs: &[f32], x: &[f32], t: usize, t
     for c in 0..channels {
         to[c] = (0..TAPS).map(|j| taps[c][j] * rows[j][c]).sum();
     }
+    if let Some(bias) = d.bias {
+        to.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
+    }
     math::silu(to);
 }
 
-/// What is left of each part of the memory after a token's step.
+/// The factor by which a token's step fades each part of the memory. With [`Rule::Add`], the length of the step instead.
 #[inline(always)]
 fn decay(d: &Delta, row: &mut [f32]) {
     let heads = row.chunks_exact_mut(d.decays() / d.v_heads).zip(d.dt.chunks_exact(d.decays() / d.v_heads));
     for ((row, dt), a) in heads.zip(d.a) {
         for (x, dt) in row.iter_mut().zip(dt) {
+            if d.rule != Rule::Correct {
+                *x = math::softplus(*x + dt);
+                continue;
+            }
             *x = math::exp(match d.decay {
                 Decay::Heads | Decay::Channels => a * math::softplus(*x + dt),
                 Decay::Bounded(lower) => lower * math::sigmoid(-a * (*x + dt)),
@@ -154,7 +172,7 @@ struct Call<'a> {
     /// `[tokens, channels]`: queries, keys and values as they are used.
     mixed: &'a [f32],
     beta: &'a [f32],
-    /// `[tokens, decays]`.
+    /// `[tokens, decays]`. With [`Rule::Add`], the lengths of the steps.
     decays: &'a [f32],
 }
 
@@ -187,6 +205,7 @@ fn remember(
     );
     assert!(out.len() == call.tokens * width);
     assert!(call.mixed.len() == call.tokens * d.channels());
+    assert!(d.rule == Rule::Correct || d.decay == Decay::Heads, "with Rule::Add, a step belongs to a head");
     assert!(call.beta.len() >= call.tokens * d.v_heads && call.decays.len() == call.tokens * d.decays());
     let wide = if lanes.is_multiple_of(WIDE) { WIDE } else { 1 };
     let (state, out) = (Columns(state.as_mut_ptr()), Columns(out.as_mut_ptr()));
@@ -234,13 +253,21 @@ unsafe fn columns<L: Lanes, const N: usize, const EACH: bool>(
         let v = &row[2 * keys + head * d.v_dim + column..][..N * LANES];
         let of_head = d.decays() / d.v_heads;
         let fades = &call.decays[t * d.decays() + head * of_head..][..of_head];
-        let share = math::sigmoid(call.beta[t * d.v_heads + head]);
+        let (whole, share, skip) = match d.rule {
+            Rule::Correct => {
+                (if EACH { 1.0 } else { fades[0] }, math::sigmoid(call.beta[t * d.v_heads + head]), 0.0)
+            }
+            Rule::Add { skip } => (math::exp(d.a[head] * fades[0]), fades[0], skip[head]),
+        };
+        let corrects = d.rule == Rule::Correct;
         let before = if t == 0 { before } else { memory.cast_const() };
         // SAFETY: by the caller; row `i` of the memory begins `i · v_dim` behind the first.
         unsafe {
             let zero = L::splat(0.0);
             let mut held = [zero; N];
-            for (i, k) in k.iter().enumerate() {
+            // Without a correction, nothing is read.
+            let looked_up = if corrects { k } else { &[] };
+            for (i, k) in looked_up.iter().enumerate() {
                 // What is held fades before it is read.
                 let faded = if EACH { *k * fades[i] } else { *k };
                 let (at, k) = (before.add(i * d.v_dim), L::splat(faded));
@@ -249,7 +276,6 @@ unsafe fn columns<L: Lanes, const N: usize, const EACH: bool>(
                 }
             }
             // β(v − γ·held).
-            let whole = if EACH { 1.0 } else { fades[0] };
             let (fade, away, share) = (L::splat(whole), L::splat(-whole), L::splat(share));
             let mut wrong = [zero; N];
             for (n, wrong) in wrong.iter_mut().enumerate() {
@@ -267,7 +293,10 @@ unsafe fn columns<L: Lanes, const N: usize, const EACH: bool>(
                     read[n] = q.times_plus(new, read[n]);
                 }
             }
+            let skip = L::splat(skip);
             for (n, read) in read.into_iter().enumerate() {
+                let read =
+                    if corrects { read } else { skip.times_plus(L::load(v.as_ptr().add(n * LANES)), read) };
                 read.store(out.add(t * d.v_heads * d.v_dim + n * LANES));
             }
         }

@@ -5,7 +5,7 @@ use super::device::Device;
 use super::kv::GpuBuf;
 use super::params::{DeltaMixParams, DeltaParams, GatedNormParams};
 use crate::error::Result;
-use crate::kernels::{Decay, DeltaCall, Gate, Recurrent};
+use crate::kernels::{Decay, DeltaCall, Gate, Recurrent, Rule};
 use dollop_shaders::Variant;
 
 /// Invocations of a workgroup.
@@ -27,8 +27,10 @@ impl State {
         let (taps, rows, values) = (d.taps as u32, tokens as u32, values as u32);
         let (before_slot, after_slot) = (from.unwrap_or(0) as u32, to as u32);
         let before = from.is_some().into();
-        let taps_of = self.weights.vector(gpu, d.conv, || d.conv.to_vec())?;
-        let fades = self.weights.vector(gpu, d.a, || [d.a, d.dt].concat())?;
+        let adds = u32::from(d.rule != Rule::Correct);
+        let skip = if let Rule::Add { skip } = d.rule { skip } else { &[] };
+        let taps_of = self.weights.vector(gpu, d.conv, || [d.conv, d.bias.unwrap_or_default()].concat())?;
+        let fades = self.weights.vector(gpu, d.a, || [d.a, d.dt, skip].concat())?;
         let norm = self.weights.vector(gpu, d.norm, || d.norm.to_vec())?;
         let usual = Variant::default();
         let mix = DeltaMixParams {
@@ -42,6 +44,8 @@ impl State {
             before_slot,
             after_slot,
             before,
+            bias: d.bias.is_some().into(),
+            adds,
         };
         let heads = 2 * d.k_heads + d.v_heads;
         let memory = [&qkv.memory, &taps_of, &state.memory, &mixed.memory];
@@ -59,21 +63,24 @@ impl State {
             before,
             tiled: d.tiled.into(),
             decays: d.decays() as u32,
+            adds,
             lower: if let Decay::Bounded(lower) = d.decay { lower } else { 0.0 },
         };
         let memory = [&beta.memory, &alpha.memory, &fades, &state.memory, &mixed.memory];
         self.recorder.run(gpu, usual, &rule, &memory, [d.v_heads, d.v_dim.div_ceil(LANES)]);
         let (first, sigmoid) = ((channels - width) as u32, (d.gate == Gate::Sigmoid).into());
         let params = GatedNormParams {
-            heads: v_heads,
-            dim: v_dim,
+            heads: (width / d.norm_dim()) as u32,
+            dim: d.norm_dim() as u32,
+            weights: d.norm.len() as u32,
+            gate_first: adds,
             stride: channels as u32,
             first,
             sigmoid,
             eps: d.eps,
         };
         let memory = [&mixed.memory, &norm, &z.memory, &out.memory];
-        self.recorder.run(gpu, usual, &params, &memory, [d.v_heads, tokens]);
+        self.recorder.run(gpu, usual, &params, &memory, [width / d.norm_dim(), tokens]);
         Ok(())
     }
 }

@@ -187,7 +187,7 @@ params!(
     /// `delta_mix.wgsl`.
     DeltaMix, DeltaMixParams {
         k_heads: u32, v_heads: u32, k_dim: u32, v_dim: u32, taps: u32, tokens: u32, values: u32, before_slot: u32,
-        after_slot: u32, before: u32,
+        after_slot: u32, before: u32, bias: u32, adds: u32,
     }
 );
 
@@ -195,13 +195,15 @@ params!(
     /// `delta.wgsl`.
     Delta, DeltaParams {
         k_heads: u32, v_heads: u32, k_dim: u32, v_dim: u32, taps: u32, tokens: u32, values: u32, before_slot: u32,
-        after_slot: u32, before: u32, tiled: u32, decays: u32, lower: f32,
+        after_slot: u32, before: u32, tiled: u32, decays: u32, adds: u32, lower: f32,
     }
 );
 
 params!(
     /// `gated_norm.wgsl`.
-    GatedNorm, GatedNormParams { heads: u32, dim: u32, stride: u32, first: u32, sigmoid: u32, eps: f32 }
+    GatedNorm, GatedNormParams {
+        heads: u32, dim: u32, weights: u32, gate_first: u32, stride: u32, first: u32, sigmoid: u32, eps: f32,
+    }
 );
 
 params!(

@@ -6,9 +6,9 @@ pub struct DeltaCall<'a, 's, Buf> {
     pub qkv: &'a Buf,
     /// `[tokens, v_heads · v_dim]`. The normed output is multiplied by a function of these ([`Delta::gate`]).
     pub z: &'a Buf,
-    /// `[tokens, v_heads]`. Its sigmoid is the share of a correction that is written.
+    /// `[tokens, v_heads]`. Its sigmoid is the share of a correction that is written. [`Rule::Add`] does not use it.
     pub beta: &'a Buf,
-    /// `[tokens, decays]`: the length of a step, for the decay per step. Backends may overwrite it with the decays.
+    /// `[tokens, decays]`: the length of a step, for the decay per step. Backends may overwrite it.
     pub alpha: &'a mut Buf,
     /// The tokens' sequences. A slot of a state is for one position ([`Delta::state_values`]).
     pub sequences: &'a mut (dyn Iterator<Item = Recurrent<'s, Buf>> + 's),
@@ -58,8 +58,12 @@ pub struct Delta<'a> {
     pub taps: usize,
     /// Whether value head `j` uses key head `j % k_heads`. Otherwise neighbouring value heads share one.
     pub tiled: bool,
+    /// What a token writes to the memory.
+    pub rule: Rule<'a>,
     /// `[channels, taps]`: weights of the convolution.
     pub conv: &'a [f32],
+    /// `[channels]`: biases of the convolution.
+    pub bias: Option<&'a [f32]>,
     /// Which values of the memory have a common decay.
     pub decay: Decay,
     /// `[v_heads]`, negative: the rate of decay.
@@ -68,7 +72,8 @@ pub struct Delta<'a> {
     pub dt: &'a [f32],
     /// The function of the output gate.
     pub gate: Gate,
-    /// `[v_dim]`: weights of each head's norm.
+    /// Weights of the norm: `[v_dim]`, the same for each head; or `[v_heads · v_dim]`, with one norm over all value
+    /// heads that share a key head ([`Delta::norm_dim`]).
     pub norm: &'a [f32],
     /// Epsilon of that norm.
     pub eps: f32,
@@ -83,6 +88,20 @@ pub enum Decay {
     Channels,
     /// One per value of a key: `e^(lower · sigmoid(−a · x))`. This is `lower`, which is negative.
     Bounded(f32),
+}
+
+/// What a token writes to the memory of a delta net.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule<'a> {
+    /// The delta rule: β times the difference between the value and what the memory holds for the key. Queries and
+    /// keys are scaled to unit length, and the gate multiplies the output after the norm.
+    Correct,
+    /// Mamba-2 (arXiv 2405.21060): the value times the length of the step. Queries and keys are not scaled, β is not
+    /// used, and the gate multiplies the output before the norm.
+    Add {
+        /// `[v_heads]`: the value times this is added to the output.
+        skip: &'a [f32],
+    },
 }
 
 /// The function of the gate of a delta net's output.
@@ -112,6 +131,14 @@ impl Delta<'_> {
     /// heads' memory, `[v_heads, k_dim, v_dim]`.
     pub fn state_values(&self) -> usize {
         (self.taps - 1) * self.channels() + self.v_heads * self.k_dim * self.v_dim
+    }
+
+    /// Values of an output that have one norm.
+    pub fn norm_dim(&self) -> usize {
+        match self.rule {
+            Rule::Correct => self.v_dim,
+            Rule::Add { .. } => self.v_heads / self.k_heads * self.v_dim,
+        }
     }
 
     /// The key head that a value head uses.

@@ -14,6 +14,7 @@ mod gemma3;
 mod gemma4;
 mod glm4moe;
 mod gpt_oss;
+mod granite_hybrid;
 mod granitemoe;
 mod hunyuan_moe;
 mod kimi_linear;
@@ -143,6 +144,9 @@ pub enum Deltas {
         /// Whether GGUF files store decay rates without their sign.
         positive: bool,
     },
+    /// Mamba-2 (arXiv 2405.21060): a token adds its value instead of a correction, and a head's memory fades as a
+    /// whole. Layers without key/value heads are such nets.
+    Adding,
 }
 
 /// Which layers use the sliding window.
@@ -219,7 +223,7 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 27] = [
+pub static FAMILIES: [Family; 28] = [
     afmoe::FAMILY,
     bailingmoe2::FAMILY,
     bailingmoe3::FAMILY,
@@ -232,6 +236,7 @@ pub static FAMILIES: [Family; 27] = [
     gemma3::FAMILY,
     glm4moe::FAMILY,
     granitemoe::FAMILY,
+    granite_hybrid::FAMILY,
     hunyuan_moe::FAMILY,
     kimi_linear::FAMILY,
     lfm2moe::FAMILY,

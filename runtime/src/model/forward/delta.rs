@@ -22,19 +22,19 @@ impl Model {
         let second = w.z_b.as_ref().zip(w.alpha_b.as_ref());
         let (first_z, first_alpha) =
             if second.is_some() { (&mut *z_low, &mut *alpha_low) } else { (&mut *z, &mut *alpha) };
-        b.linear(LinearCall {
-            x: &s.x,
-            tokens: n,
-            norm: norm.map(|norm| (norm, &mut s.h)),
-            outs: &mut [
-                Linear { matrix: &w.qkv, bias: None, out: qkv },
-                Linear { matrix: &w.z, bias: None, out: first_z },
-                Linear { matrix: &w.beta, bias: None, out: beta },
-                Linear { matrix: &w.alpha, bias: None, out: first_alpha },
-            ],
-            times: None,
-            add: None,
-        });
+        let mut linear = |outs: &mut [Linear<'_, B::Buf>]| {
+            let norm = norm.map(|norm| (norm, &mut s.h));
+            b.linear(LinearCall { x: &s.x, tokens: n, norm, outs, times: None, add: None });
+        };
+        let qkv_of = Linear { matrix: &w.qkv, bias: None, out: &mut *qkv };
+        let z_of = Linear { matrix: &w.z, bias: None, out: first_z };
+        let alpha_of = Linear { matrix: &w.alpha, bias: None, out: first_alpha };
+        match &w.beta {
+            Some(matrix) => {
+                linear(&mut [qkv_of, z_of, Linear { matrix, bias: None, out: &mut *beta }, alpha_of]);
+            }
+            None => linear(&mut [qkv_of, z_of, alpha_of]),
+        }
         if let Some((z_b, alpha_b)) = second {
             for (x, matrix, out) in [(&*z_low, z_b, &mut *z), (&*alpha_low, alpha_b, &mut *alpha)] {
                 let outs = &mut [Linear { matrix, bias: None, out }];

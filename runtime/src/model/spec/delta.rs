@@ -35,6 +35,8 @@ pub struct DeltaSpec {
     pub gate: Gate,
     /// Whether steps and gate are projected in two steps, through as many values as a key has.
     pub low_rank: bool,
+    /// Whether a token adds its value to the memory (Mamba-2), instead of correcting what the memory holds.
+    pub adds: bool,
 }
 
 impl DeltaSpec {
@@ -45,6 +47,7 @@ impl DeltaSpec {
         let spec = match of {
             Deltas::Heads { tiled, .. } => DeltaSpec::of_heads(keys, tiled)?,
             Deltas::Channels { low_rank, .. } => DeltaSpec::of_channels(keys, low_rank)?,
+            Deltas::Adding => DeltaSpec { adds: true, tiled: false, ..DeltaSpec::of_heads(keys, false)? },
         };
         let DeltaSpec { taps, v_dim, .. } = spec;
         if !(2..=MAX_TAPS).contains(&taps) {
@@ -83,6 +86,7 @@ impl DeltaSpec {
             decay,
             gate: Gate::Sigmoid,
             low_rank,
+            adds: false,
         })
     }
 
@@ -108,6 +112,7 @@ impl DeltaSpec {
             decay: Decay::Heads,
             gate: Gate::Silu,
             low_rank: false,
+            adds: false,
         })
     }
 
@@ -128,7 +133,7 @@ impl DeltaSpec {
                 let interval = keys.optional("full_attention_interval", MAX_HEADS)?.unwrap_or(all_but).max(1);
                 Ok((1..=layers).map(|layer| !layer.is_multiple_of(interval)).collect())
             }
-            Deltas::Channels { .. } => {
+            Deltas::Channels { .. } | Deltas::Adding => {
                 let heads = super::kv_heads(keys, layers)?;
                 Ok(heads.into_iter().map(|heads| heads == Some(0)).collect())
             }

@@ -143,7 +143,7 @@ impl Mixer {
             Mixer::Conv(c) => [Some(&c.input), Some(&c.output), None, None, None, None, None],
             Mixer::Delta(d) => {
                 let (z_b, alpha_b) = (d.z_b.as_ref(), d.alpha_b.as_ref());
-                [Some(&d.qkv), Some(&d.z), Some(&d.beta), Some(&d.alpha), z_b, alpha_b, Some(&d.out)]
+                [Some(&d.qkv), Some(&d.z), d.beta.as_ref(), Some(&d.alpha), z_b, alpha_b, Some(&d.out)]
             }
         };
         all.into_iter().flatten()

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernels::testing::{Net, in_calls, rows};
-use crate::kernels::{Decay, Delta, Gate};
+use crate::kernels::{Decay, Delta, Gate, Rule};
 
 /// The formulas, as they stand in the paper.
 fn plain(d: &Delta, [qkv, z, beta, alpha]: &[Vec<f32>; 4], tokens: usize) -> Vec<f64> {
@@ -19,13 +19,15 @@ fn plain(d: &Delta, [qkv, z, beta, alpha]: &[Vec<f32>; 4], tokens: usize) -> Vec
                     let row = (t + j).checked_sub(d.taps - 1);
                     row.map_or(0.0, |r| f64::from(qkv[r * channels + c]) * f64::from(d.conv[c * d.taps + j]))
                 };
-                silu((0..d.taps).map(tap).sum())
+                silu((0..d.taps).map(tap).sum::<f64>() + d.bias.map_or(0.0, |bias| f64::from(bias[c])))
             })
             .collect();
         let unit = |x: &[f64]| -> Vec<f64> {
             let length = (x.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
+            let length = if d.rule == Rule::Correct { length } else { 1.0 };
             x.iter().map(|x| x / length).collect()
         };
+        let mut results = Vec::new();
         for head in 0..d.v_heads {
             let key_head = if d.tiled { head % d.k_heads } else { head * d.k_heads / d.v_heads };
             let q = unit(&mixed[key_head * d.k_dim..][..d.k_dim]);
@@ -46,14 +48,31 @@ fn plain(d: &Delta, [qkv, z, beta, alpha]: &[Vec<f32>; 4], tokens: usize) -> Vec
             let mut read = vec![0.0; d.v_dim];
             for (j, read) in read.iter_mut().enumerate() {
                 let held: f64 = (0..d.k_dim).map(|i| s[i * d.v_dim + j] * k[i]).sum();
-                let write = sigmoid(f64::from(beta[at])) * (v[j] - held);
+                let (write, root, skip) = match d.rule {
+                    Rule::Correct => {
+                        (sigmoid(f64::from(beta[at])) * (v[j] - held), (d.k_dim as f64).sqrt(), 0.0)
+                    }
+                    Rule::Add { skip } => {
+                        let step = (f64::from(alpha[at]) + f64::from(d.dt[head])).exp().ln_1p();
+                        (step * v[j], 1.0, f64::from(skip[head]))
+                    }
+                };
                 (0..d.k_dim).for_each(|i| s[i * d.v_dim + j] += k[i] * write);
-                *read = (0..d.k_dim).map(|i| s[i * d.v_dim + j] * q[i] / (d.k_dim as f64).sqrt()).sum();
+                *read = (0..d.k_dim).map(|i| s[i * d.v_dim + j] * q[i] / root).sum::<f64>() + skip * v[j];
             }
-            let mean = read.iter().map(|x| x * x).sum::<f64>() / d.v_dim as f64;
+            results.extend(read);
+        }
+        let gate_first = d.rule != Rule::Correct;
+        for (group, part) in results.chunks_exact(d.norm_dim()).enumerate() {
+            let at = group * d.norm_dim();
+            let z = |j: usize| gated(z[t * width + at + j].into());
+            let part: Vec<f64> =
+                part.iter().enumerate().map(|(j, x)| if gate_first { x * z(j) } else { *x }).collect();
+            let mean = part.iter().map(|x| x * x).sum::<f64>() / part.len() as f64;
             let scale = 1.0 / (mean + f64::from(d.eps)).sqrt();
-            let z = &z[t * width + head * d.v_dim..][..d.v_dim];
-            out.extend((0..d.v_dim).map(|j| read[j] * scale * f64::from(d.norm[j]) * gated(z[j].into())));
+            let weight = |j: usize| f64::from(d.norm[(at + j) % d.norm.len()]);
+            let last = |j: usize| if gate_first { 1.0 } else { z(j) };
+            out.extend(part.iter().enumerate().map(|(j, x)| x * scale * weight(j) * last(j)));
         }
     }
     out
@@ -73,17 +92,20 @@ fn computed(
 #[test]
 fn a_delta_net_agrees_with_its_formulas_however_tokens_are_cut() {
     let mut checked = 0;
-    for (heads, dims, taps, tiled, decay) in [
-        ((1, 1), (4, 16), 2, false, Decay::Heads),
-        ((2, 4), (24, 16), 3, false, Decay::Heads),
-        ((2, 6), (32, 48), 4, true, Decay::Heads),
-        ((2, 4), (128, 128), 4, false, Decay::Heads),
-        ((3, 3), (64, 80), 4, true, Decay::Heads),
-        ((2, 2), (32, 32), 4, false, Decay::Channels),
-        ((2, 4), (24, 16), 3, false, Decay::Channels),
-        ((2, 2), (128, 128), 4, false, Decay::Bounded(-5.0)),
+    for (heads, dims, taps, tiled, decay, adds) in [
+        ((1, 1), (4, 16), 2, false, Decay::Heads, false),
+        ((2, 4), (24, 16), 3, false, Decay::Heads, false),
+        ((2, 6), (32, 48), 4, true, Decay::Heads, false),
+        ((2, 4), (128, 128), 4, false, Decay::Heads, false),
+        ((3, 3), (64, 80), 4, true, Decay::Heads, false),
+        ((2, 2), (32, 32), 4, false, Decay::Channels, false),
+        ((2, 4), (24, 16), 3, false, Decay::Channels, false),
+        ((2, 2), (128, 128), 4, false, Decay::Bounded(-5.0), false),
+        ((1, 3), (24, 16), 4, false, Decay::Heads, true),
+        ((2, 4), (128, 64), 4, false, Decay::Heads, true),
     ] {
         let net = Net::new(heads, dims, taps, tiled, decay);
+        let net = if adds { net.adding() } else { net };
         let (d, tokens) = (net.shape(), 41);
         let all = rows(&d, tokens);
         let want = plain(&d, &all, tokens);
