@@ -173,9 +173,10 @@ impl Grouped {
             _ if rows == inner && part == Heads::Scanned => 0,
             _ => return None,
         };
+        let (gate, steps) = (0..values, whole - heads..whole);
         Some(match part {
-            Heads::ScannedGate => vec![0..values],
-            Heads::ScannedSteps => vec![whole - heads..whole],
+            Heads::ScannedGate => vec![gate],
+            Heads::ScannedSteps => vec![steps],
             _ => {
                 let (keys_at, queries_at) = (first + values, first + values + keys);
                 vec![queries_at..queries_at + keys, keys_at..keys_at + keys, first..first + values]
