@@ -4,7 +4,7 @@ use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert};
 use dollop::internal::format::{Gguf, Value};
 use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Session, SessionOptions};
-use dollop_tests::tiny::{self, Tiny};
+use dollop_tests::tiny::{self, Tiny, converted, ids};
 use dollop_tests::{assert_streamed_as_resident, golden, has_gpu};
 use serde_json::Value as Json;
 use std::path::Path;
@@ -106,15 +106,6 @@ fn options() -> EngineOptions {
 
 fn session(engine: &Engine, chunk: usize) -> Session {
     engine.session(SessionOptions::default().with_chunk(chunk)).unwrap()
-}
-
-/// A folder with a model, and its Dollop file.
-fn converted(name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    Tiny::load(name).write_folder(folder.path());
-    let path = folder.path().join("dollop.gguf");
-    convert(folder.path(), &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();
-    (folder, path)
 }
 
 /// Gate 115: streamed logits equal resident ones, byte for byte, however the tokens are split.
@@ -275,8 +266,4 @@ fn so_they_are_on_a_gpu() {
         assert_eq!(one.rewind(32), 32, "{name}: where a prompt ends is a mark");
         assert!(one.last_logits(&tiny.tokens[32..40]).unwrap() == want, "{name}: other logits");
     }
-}
-
-fn ids(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect()
 }

@@ -3,7 +3,7 @@
 use dollop::convert::source::Source;
 use dollop::convert::{ConvertOptions, convert};
 use dollop::{BackendChoice, CancelToken, Engine, EngineOptions, Session, SessionOptions};
-use dollop_tests::tiny::{self, Tiny};
+use dollop_tests::tiny::{self, Tiny, converted, ids};
 use dollop_tests::{assert_streamed_as_resident, has_gpu};
 
 /// Every golden of these families.
@@ -22,18 +22,11 @@ fn session(engine: &Engine, chunk: usize) -> Session {
     engine.session(SessionOptions::default().with_chunk(chunk)).unwrap()
 }
 
-fn ids(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect()
-}
-
 /// Gate 160: streamed logits equal resident ones, byte for byte, however the tokens are split.
 #[test]
 fn streamed_logits_are_resident_ones() {
     for name in names() {
-        let folder = tempfile::tempdir().unwrap();
-        Tiny::load(&name).write_folder(folder.path());
-        let path = folder.path().join("dollop.gguf");
-        convert(folder.path(), &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();
+        let (_folder, path) = converted(&name);
         assert_streamed_as_resident(&path, &ids(96), &name);
     }
 }

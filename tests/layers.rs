@@ -3,7 +3,7 @@
 
 use dollop::{BackendChoice, Engine, EngineOptions, Session, SessionOptions};
 use dollop_tests::has_gpu;
-use dollop_tests::tiny::Tiny;
+use dollop_tests::tiny::{Tiny, ids};
 
 #[path = "layers/states.rs"]
 mod states;
@@ -18,10 +18,6 @@ fn long(name: &str, options: &EngineOptions) -> Engine {
     let folder = tempfile::tempdir().unwrap();
     tiny.write_folder(folder.path());
     Engine::open_reference(folder.path(), &options.clone().with_threads(2).with_context(CONTEXT)).unwrap()
-}
-
-fn ids(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect()
 }
 
 fn session(engine: &Engine, chunk: usize) -> Session {

@@ -2,20 +2,9 @@
 
 use dollop::convert::{ConvertOptions, convert};
 use dollop::{CancelToken, Engine, EngineOptions, SessionOptions};
-use dollop_tests::tiny::{self, Tiny};
+use dollop_tests::routed::FAMILIES;
+use dollop_tests::tiny::{self, Tiny, converted, ids};
 use dollop_tests::{assert_streamed_as_resident, golden};
-
-const FAMILIES: [&str; 9] = [
-    "bailingmoe2",
-    "granitemoe",
-    "mellum",
-    "ernie4_5moe",
-    "dots1",
-    "minimaxm2",
-    "hunyuanmoe",
-    "afmoe",
-    "flexolmo",
-];
 
 /// Every golden of these families.
 fn names() -> Vec<String> {
@@ -29,12 +18,8 @@ fn names() -> Vec<String> {
 #[test]
 fn streamed_logits_are_resident_ones() {
     for name in names() {
-        let folder = tempfile::tempdir().unwrap();
-        Tiny::load(&name).write_folder(folder.path());
-        let path = folder.path().join("dollop.gguf");
-        convert(folder.path(), &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();
-        let ids: Vec<u32> = (0..96u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect();
-        assert_streamed_as_resident(&path, &ids, &name);
+        let (_folder, path) = converted(&name);
+        assert_streamed_as_resident(&path, &ids(96), &name);
     }
 }
 

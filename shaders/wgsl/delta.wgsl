@@ -1,5 +1,6 @@
-// The gated delta rule, token by token: S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq, where o takes the place of v, and γ is one number
-// or one for each value of a key. One workgroup: 128 columns of one head's memory, one an invocation, which needs no other.
+// The gated delta rule, token by token: S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq, where γ is one number or one per value of a key; or
+// Mamba-2's rule, S ← γS + k ⊗ step · v; o = Sᵀq + skip · v. o replaces v. One workgroup: 128 columns of one head's memory, one per
+// invocation. Columns do not depend on each other.
 
 const MOST = 256u; // values of a key
 
@@ -15,14 +16,14 @@ struct Params {
     after_slot: u32,  // another, which is written
     before: u32,      // whether there are any before
     tiled: u32,       // whether value heads that share a key head lie apart
-    decays: u32,      // of a token: one for each head, or for each value of its key
-    adds: u32,        // whether S ← S + k ⊗ step · v, and a head's number times v is added to o (Mamba-2)
-    lower: f32,       // below zero where γ = exp(lower · sigmoid(−a · step)) and not exp(a · softplus(step))
+    decays: u32,      // decays of a token: one per head, or one per value of its key
+    adds: u32,        // whether the rule is Mamba-2's
+    lower: f32,       // negative if γ = exp(lower · sigmoid(−a · step)), 0 if γ = exp(a · softplus(step))
 }
 
 @group(0) @binding(0) var<storage, read> beta: array<f32>;          // [tokens, v_heads]
 @group(0) @binding(1) var<storage, read> alpha: array<f32>;         // [tokens, decays]
-@group(0) @binding(2) var<storage, read> fades: array<f32>;         // a, [v_heads]; dt, [decays]; with `adds`, [v_heads]: factors on v
+@group(0) @binding(2) var<storage, read> fades: array<f32>;         // a [v_heads], dt [decays] and, with `adds`, skip [v_heads]
 @group(0) @binding(3) var<storage, read_write> state: array<f32>;   // [slots, values]
 @group(0) @binding(4) var<storage, read_write> mixed: array<f32>;   // [tokens, channels]
 var<immediate> p: Params;
@@ -31,7 +32,7 @@ var<workgroup> q: array<f32, MOST>;
 var<workgroup> k: array<f32, MOST>;
 var<workgroup> fade: array<f32, MOST>;
 
-// The length of a token's step before it is made positive.
+// The length of a token's step, which may be negative here.
 fn raw_step(t: u32, head: u32, i: u32) -> f32 {
     let part = select(head * p.k_dim + i, head, p.decays == p.v_heads);
     return alpha[t * p.decays + part] + fades[p.v_heads + part];
@@ -41,7 +42,7 @@ fn softplus(x: f32) -> f32 {
     return max(x, 0.0) + log(1.0 + exp(-abs(x)));
 }
 
-// What is left of a part of the memory after a token's step.
+// The factor γ of a part of the memory for a token's step.
 fn decay(t: u32, head: u32, i: u32) -> f32 {
     let a = fades[head];
     let x = raw_step(t, head, i);

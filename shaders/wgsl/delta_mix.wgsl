@@ -1,7 +1,7 @@
-// What a gated delta net works on: SiLU(conv(queries, keys, values)), oldest tap first, with queries and keys of length one, and
-// queries divided by the root of their width; and the last inputs, which the tokens after these see. With `adds` (Mamba-2), queries
-// and keys are not scaled. One workgroup: one head of queries, keys or values of one token or, behind the tokens, of one row that
-// is kept.
+// The inputs of a gated delta net: SiLU(conv(queries, keys, values)), oldest tap first, where queries and keys have unit length and
+// queries are divided by the root of their width. With `adds` (Mamba-2), queries and keys are not scaled. Also writes the last inputs
+// of the convolution to the state. One workgroup: one head of queries, keys or values of one token or, after the tokens, of one row
+// of the state.
 
 #import reduce
 

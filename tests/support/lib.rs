@@ -12,7 +12,7 @@ mod held;
 mod hybrid;
 mod latent;
 pub mod mutants;
-mod routed;
+pub mod routed;
 mod short;
 pub mod talker;
 pub mod tiny;

@@ -9,6 +9,19 @@ use dollop::internal::model::families::Family;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 
+/// The beginnings of their goldens' names.
+pub const FAMILIES: [&str; 9] = [
+    "bailingmoe2",
+    "granitemoe",
+    "mellum",
+    "ernie4_5moe",
+    "dots1",
+    "minimaxm2",
+    "hunyuanmoe",
+    "afmoe",
+    "flexolmo",
+];
+
 /// The keys of the converter's file, if it makes one of this golden.
 pub(crate) fn keys(name: &str) -> Option<Metadata> {
     let text = std::fs::read_to_string(crate::golden("models").join(format!("{name}.gguf.json"))).ok()?;

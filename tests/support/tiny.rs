@@ -28,6 +28,21 @@ pub struct Tiny {
     pub logits: Vec<Vec<f32>>,
 }
 
+/// Token ids that every tiny model has, in no order.
+pub fn ids(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| 3 + (i.wrapping_mul(2_654_435_761) >> 9) % 250).collect()
+}
+
+/// A golden's folder, which exists as long as its handle is held, and in it the model as a Dollop file.
+pub fn converted(name: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    Tiny::load(name).write_folder(folder.path());
+    let path = folder.path().join("dollop.gguf");
+    dollop::convert::convert(folder.path(), &path, &Default::default(), &Default::default(), &mut |_| ())
+        .expect("a golden can be converted");
+    (folder, path)
+}
+
 /// Names of all goldens, sorted.
 pub fn names() -> Vec<String> {
     let folder = crate::golden("models");

@@ -1,5 +1,5 @@
-//! Joins tensors that a file holds apart and that we hold as one: queries, keys and values of delta nets with a decay
-//! per channel.
+//! Joins tensors that files store separately and Dollop files as one: queries, keys and values of delta nets with one
+//! decay per value of a key.
 
 use super::Piece;
 use crate::bytes::Bytes;
@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Tensors of such nets whose names are those of attention, and the joined ones: GGUF's name, ours, and the part.
+/// The tensors of such nets that files name like those of attention, or store separately: the GGUF name, our name, and
+/// the part.
 const PARTS: [(&str, &str, Option<(usize, usize)>); 8] = [
     ("attn_q.weight", "attn_qkv.weight", Some((0, 3))),
     ("attn_k.weight", "attn_qkv.weight", Some((1, 3))),
@@ -30,14 +31,14 @@ const PARTS: [(&str, &str, Option<(usize, usize)>); 8] = [
 pub(super) struct Nets(Vec<bool>);
 
 impl Nets {
-    /// None if the metadata is faulty, which is reported later, when it is checked.
+    /// Empty if the metadata is invalid; a later check reports that.
     pub(super) fn of(metadata: &Metadata) -> Nets {
-        let is = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Delta(net) if net.fades_by_channel());
+        let is = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Delta(net) if net.decays_per_value());
         let spec = Spec::from_metadata(metadata);
         Nets(spec.map_or_else(|_| Vec::new(), |spec| spec.layers.iter().map(|l| is(&l.mixer)).collect()))
     }
 
-    /// Where a tensor goes, if it belongs to such a net and its name is another there.
+    /// The destination of a tensor of such a net, if our name is another.
     pub(super) fn place(&self, name: &str) -> Option<Place> {
         let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
         let is_net = layer.parse::<usize>().is_ok_and(|layer| self.0.get(layer) == Some(&true));

@@ -47,13 +47,13 @@ pub(super) const READ: [&str; 34] = [
 /// The kinds of gated delta nets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delta {
-    /// A head's memory fades as a whole. Layers are such nets, except those that `layer_types` or
-    /// `full_attention_interval` selects.
+    /// One decay per head. Layers are such nets, except those that `layer_types` or `full_attention_interval`
+    /// selects.
     Heads,
-    /// Each value of a key fades by itself.
+    /// One decay per value of a key.
     Channels,
-    /// Mamba-2: a token adds its value instead of a correction, and a head's memory fades as a whole. All layers are
-    /// such nets, except those that `layer_types` selects.
+    /// Mamba-2: a token adds its value instead of a correction, with one decay per head. All layers are such nets,
+    /// except those that `layer_types` selects.
     Adding,
 }
 
@@ -122,7 +122,7 @@ fn check_channels(c: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Nets whose memory fades channel by channel. Published configurations have an object with numbers of layers, counted from one.
+/// Nets with one decay per value of a key. Published configurations list the layers in an object, counted from one.
 fn of_channels(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     check_channels(c)?;
     let nested = match c.get("linear_attn_config") {
@@ -164,6 +164,7 @@ fn of_channels(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     Ok(())
 }
 
+/// Nets with one decay per head.
 fn of_heads(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     if c.bool("attn_output_gate")? == Some(false) {
         return Err(Error::unsupported("config.json: attn_output_gate false is not supported"));

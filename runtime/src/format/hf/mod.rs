@@ -29,8 +29,9 @@ use serde_json::{Map, Value as Json};
 pub struct Dialect {
     /// `model_type`.
     pub model_type: &'static str,
-    /// The class in `architectures`, if other models share the `model_type`.
-    pub class: Option<&'static str>,
+    /// The classes in `architectures`, if models that are not supported, or that another dialect reads, share the
+    /// `model_type`; empty for any.
+    pub classes: &'static [&'static str],
     /// The GGUF architecture to convert to.
     pub architecture: &'static str,
     /// The class's default for `rope_theta`.
@@ -78,10 +79,6 @@ pub struct Dialect {
     pub partial_rotary: Option<f64>,
     /// The kind of gated delta nets, if some layers are such nets (see `delta`).
     pub delta: Option<Delta>,
-    /// The classes (`architectures`) of this `model_type` that are supported; empty for all.
-    pub classes: &'static [&'static str],
-    /// Keys with another name, as pairs of the usual name and the other.
-    pub aliases: &'static [(&'static str, &'static str)],
     /// Whether the query projection contains the gate's rows, head by head.
     pub gate_in_q: bool,
     /// Whether rows of queries and keys that rotate together are neighbours. The family's GGUF files then have
@@ -106,7 +103,7 @@ impl Dialect {
     /// Defaults, shared by most families.
     pub const USUAL: Dialect = Dialect {
         model_type: "",
-        class: None,
+        classes: &[],
         architecture: "",
         rope_base: 1e4,
         routed: false,
@@ -130,8 +127,6 @@ impl Dialect {
         flags: &[],
         partial_rotary: None,
         delta: None,
-        classes: &[],
-        aliases: &[],
         gate_in_q: false,
         interleaved: false,
     };
@@ -140,7 +135,7 @@ impl Dialect {
 const MAX_LAYERS: u64 = 1024;
 
 /// Keys of `config.json` that we read (here or for the tokenizer), or whose meaning the tensors show.
-const READ: [&str; 62] = [
+const READ: [&str; 63] = [
     "_sliding_window_pattern",
     "attention_bias",
     "attention_k_eq_v",
@@ -167,6 +162,7 @@ const READ: [&str; 62] = [
     "max_window_layers",
     "mlp_bias",
     "mlp_only_layers",
+    "model_max_length",
     "model_type",
     "moe_intermediate_size",
     "mup_enabled",
@@ -349,11 +345,6 @@ pub fn model_type(text: &str) -> Result<(String, Vec<String>)> {
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let mut c = Config { json: of_text(text)? };
     let arch = dialect.architecture;
-    for (usual, other) in dialect.aliases {
-        if let Some(value) = c.json.remove(*other) {
-            c.json.entry(*usual).or_insert(value);
-        }
-    }
     for (key, number) in dialect.numbers {
         c.json.entry(*key).or_insert_with(|| (*number).into());
     }
@@ -416,13 +407,6 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
             return Err(Error::unsupported(what));
         }
     }
-    if let Some(Json::Array(named)) = c.get("architectures").filter(|_| !dialect.classes.is_empty())
-        && !named.iter().any(|name| name.as_str().is_some_and(|name| dialect.classes.contains(&name)))
-    {
-        let what =
-            format!("config.json: architectures {named:?} are not supported; {:?} are", dialect.classes);
-        return Err(Error::unsupported(what));
-    }
     // `vision` means bidirectional attention only among image tokens, and we have none.
     let harmless =
         |v: &Json| *v == Json::Bool(false) || v.as_str() == Some("vision") || v.as_u64() == Some(0);
@@ -455,7 +439,11 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     }
     let (d, heads) = (c.require_u64("hidden_size")?, c.require_u64("num_attention_heads")?);
     number("block_count", Some(layers))?;
-    number("context_length", Some(c.require_u64("max_position_embeddings")?))?;
+    let context = match c.u64("model_max_length")?.filter(|_| c.get("max_position_embeddings").is_none()) {
+        Some(context) => context,
+        None => c.require_u64("max_position_embeddings")?,
+    };
+    number("context_length", Some(context))?;
     number("embedding_length", Some(d))?;
     number("feed_forward_length", c.u64("intermediate_size")?)?;
     number("attention.head_count", Some(heads))?;

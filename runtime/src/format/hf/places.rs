@@ -18,8 +18,8 @@ pub struct Place {
     pub form: Form,
     /// How stored numbers map to the real ones.
     pub stored: Stored,
-    /// Which part it is of a tensor that the file holds as several, whose rows follow one another; and how many
-    /// parts there are.
+    /// For a part of a matrix that the file stores in several tensors, whose rows follow each other: the part's index,
+    /// and the number of parts.
     pub part: Option<(usize, usize)>,
 }
 
@@ -31,7 +31,7 @@ pub enum Stored {
     Plain,
     /// Stored minus one.
     LessOne,
-    /// Stored without its sign.
+    /// Stored negated.
     Negated,
     /// Stored as the logarithm of the negated number.
     LogNegated,
@@ -166,7 +166,7 @@ fn stack(name: &str, stacks: Stacks, blk: &dyn Fn(&str) -> String) -> Option<Vec
 }
 
 /// The destinations of tensors that combine several, head by head, and of a delta net's vectors.
-fn delta(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
+fn combined(name: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
     let (module, leaf) = name.rsplit_once('.')?;
     let two: [(&str, Heads); 2] = match (module, leaf) {
         ("linear_attn" | "mamba", "A_log") => {
@@ -215,7 +215,7 @@ fn channels(name: &str, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
         "v_conv1d.weight" => "ssm_conv1d_v.weight",
         "f_a_proj.weight" => "ssm_f_a.weight",
         "f_proj.weight" => "ssm_f_a.weight",
-        // Of delta nets; of latent attention it is the gate of each head.
+        // In delta nets, the output gate; in latent attention, the gate of each head.
         "g_proj.weight" => "attn_gate.weight",
         "f_b_proj.weight" => "ssm_f_b.weight",
         "g_a_proj.weight" => "ssm_g_a.weight",
@@ -376,7 +376,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     }
     let several = || if dialect.latent { latent(rest, &blk) } else { None };
     let of_channels = || if dialect.delta == Some(Delta::Channels) { channels(rest, &blk) } else { None };
-    if let Some(places) = delta(rest, dialect, &blk).or_else(of_channels).or_else(several) {
+    if let Some(places) = combined(rest, dialect, &blk).or_else(of_channels).or_else(several) {
         return Some(places);
     }
     let (module, leaf) = rest.rsplit_once('.')?;

@@ -22,7 +22,7 @@ impl Sparse {
 }
 
 /// Keys that this module reads.
-pub(super) const READ: [&str; 35] = [
+pub(super) const READ: [&str; 39] = [
     "aux_loss_alpha",
     "ep_size",
     "first_k_dense_replace",
@@ -37,6 +37,8 @@ pub(super) const READ: [&str; 35] = [
     "moe_norm_min",
     "moe_num_experts",
     "moe_num_shared_experts",
+    "moe_renormalize",
+    "moe_router_activation_func",
     // Not needed: the tensors show whether there is a bias.
     "moe_router_enable_expert_bias",
     "moe_shared_expert_intermediate_size",
@@ -47,6 +49,8 @@ pub(super) const READ: [&str; 35] = [
     "n_routed_experts",
     "n_shared_experts",
     "num_dense_layers",
+    "num_expert_group",
+    "num_experts_per_token",
     "num_nextn_predict_layers",
     "num_shared_expert",
     "num_shared_experts",
@@ -64,11 +68,12 @@ pub(super) const READ: [&str; 35] = [
     "use_routing_bias",
 ];
 
-/// Names of the numbers of routed experts, of shared ones, of those per token and of dense first layers.
+/// Names of the numbers of routed experts, of shared ones, of those per token, of groups and of dense first layers.
 const EXPERTS: [&str; 4] = ["n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"];
 const SHARED: [&str; 4] =
     ["n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"];
-const TOP_K: [&str; 3] = ["num_experts_per_tok", "moe_k", "moe_topk"];
+const TOP_K: [&str; 4] = ["num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk"];
+const GROUPS: [&str; 2] = ["n_group", "num_expert_group"];
 const DENSE: [&str; 3] = ["first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"];
 
 /// The number under the first of these names that is present. Some configurations list it for every layer.
@@ -80,6 +85,9 @@ fn first(c: &Config, names: &[&str]) -> Result<Option<u64>> {
         _ => Err(Config::wrong(name, "a number, or a list of equal numbers,")),
     }
 }
+
+/// Names of the score function.
+const SCORES: [&str; 4] = ["scoring_func", "score_function", "score_func", "moe_router_activation_func"];
 
 /// Writes the GGUF keys about experts.
 pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) -> Result<()> {
@@ -95,7 +103,8 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
     number("expert_shared_feed_forward_length", c.u64("moe_shared_expert_intermediate_size")?)?;
     number("expert_shared_count", first(c, &SHARED)?)?;
     number("leading_dense_block_count", first(c, &DENSE)?)?;
-    let sigmoid = match c.str("scoring_func")?.or(c.str("score_function")?).or(c.str("score_func")?) {
+    let score = SCORES.iter().find(|name| c.get(name).is_some()).map_or(Ok(None), |name| c.str(name))?;
+    let sigmoid = match score {
         None => sparse.sigmoid,
         Some("softmax") => false,
         Some("sigmoid" | "noaux_tc") => true,
@@ -114,13 +123,14 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
         }
     };
     if grouped {
-        number("expert_group_count", c.u64("n_group")?)?;
+        number("expert_group_count", first(c, &GROUPS)?)?;
         number("expert_group_used_count", c.u64("topk_group")?)?;
     }
     if let Some(scale) = c.f64("routed_scaling_factor")?.or(c.f64("route_scale")?) {
         m.insert(format!("{arch}.expert_weights_scale"), scale as f32);
     }
-    let renormalize = sparse.renormalize.or(c.bool("norm_topk_prob")?).unwrap_or(sigmoid);
+    let named = c.bool("norm_topk_prob")?.or(c.bool("moe_renormalize")?);
+    let renormalize = sparse.renormalize.or(named).unwrap_or(sigmoid);
     m.insert(format!("{arch}.expert_weights_norm"), renormalize);
     m.insert("dollop.router.choice_bias", sigmoid || sparse.biased);
     Ok(())

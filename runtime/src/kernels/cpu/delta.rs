@@ -1,9 +1,12 @@
-//! The gated delta net (arXiv 2412.06464): a short convolution, a memory that is corrected token by token, a gated norm.
+//! The gated delta net (arXiv 2412.06464, 2510.26692) and Mamba-2 (arXiv 2405.21060): a short convolution, a memory that
+//! each token changes, a gated norm.
 //!
-//! A head's memory `S` maps keys to values. A token lets it fade, reads what it holds for the token's key, and writes the
-//! difference to the token's value: `S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq`, where γ is one number or one for each value of a
-//! key. Tokens are taken in order, each column of `S` by itself: results depend neither on how tokens are cut into calls nor on threads. A task has some columns of one head, which stay
-//! in the first cache for all tokens of a call.
+//! A head's memory `S` maps keys to values. In a delta net, it decays by γ, one number or one per value of a key. Then the
+//! difference between the token's value and the stored one is written: `S ← γS; S ← S + k ⊗ β(v − Sᵀk); o = Sᵀq`. In
+//! Mamba-2, the value itself is written: `S ← γS + k ⊗ step · v; o = Sᵀq + skip · v`.
+//!
+//! Tokens are processed in order, and columns of `S` do not depend on each other. So results depend neither on how tokens
+//! are split into calls nor on threads. A task has some columns of one head, which stay in the L1 cache for all tokens.
 #![allow(unsafe_code)]
 
 use super::dispatch::with_lanes;
@@ -14,16 +17,16 @@ use super::pool::Pool;
 use super::rows::each_row;
 use crate::kernels::{Decay, Delta, Gate, MAX_TAPS, Rule};
 
-/// Columns that lie in one [`Lanes`].
+/// Columns in one [`Lanes`].
 const LANES: usize = 16;
 
-/// Lanes of a task, where a head has so many.
+/// Lanes of a task, if the lanes of a head are a multiple of this.
 const WIDE: usize = 4;
 
-/// Added to the sum of squares of queries and keys, whatever the model's own.
+/// Added to the sum of squares of queries and keys, for every model.
 const UNIT_EPS: f32 = 1e-6;
 
-/// The rows of a call: what comes out of the projections, and where the results go.
+/// The rows of a call: the outputs of the projections, and the results.
 pub(super) struct Rows<'a> {
     /// `[tokens, channels]`: queries, keys, values.
     pub(super) qkv: &'a [f32],
@@ -31,7 +34,7 @@ pub(super) struct Rows<'a> {
     pub(super) z: &'a [f32],
     /// `[tokens, v_heads]`.
     pub(super) beta: &'a [f32],
-    /// `[tokens, decays]`: lengths of steps, of which decays are made in place.
+    /// `[tokens, decays]`: the lengths of the steps. The call replaces them by the decays.
     pub(super) alpha: &'a mut [f32],
     /// Scratch, `[tokens, channels]`.
     pub(super) mixed: &'a mut [f32],
@@ -39,20 +42,20 @@ pub(super) struct Rows<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-/// What is kept of the tokens before and behind a call, as [`DeltaCall`](crate::kernels::DeltaCall) has it.
+/// The states before and after a call, as in [`DeltaCall`](crate::kernels::DeltaCall).
 pub(super) struct Slots<'a> {
     pub(super) state: &'a mut [f32],
     pub(super) from: Option<usize>,
     pub(super) to: usize,
 }
 
-/// All of it, for `tokens` tokens.
+/// The whole operation, for `tokens` tokens.
 pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows, slots: Slots) {
     let (channels, width) = (d.channels(), d.v_heads * d.v_dim);
     let Slots { state, from, to } = slots;
     let (values, kept) = (d.state_values(), (d.taps - 1) * channels);
     match from {
-        // The memory is read where it is: it may be large.
+        // The memory may be large, so it is read in its old slot, not copied.
         Some(from) => state.copy_within(from * values..from * values + kept, to * values),
         None => state[to * values..][..values].fill(0.0),
     }
@@ -71,7 +74,7 @@ pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows,
                     4 => convolve::<4>(d, inputs, qkv, t, to),
                     n => unreachable!("a specification has 2 to {MAX_TAPS} taps, not {n}"),
                 }
-                if d.rule != Rule::Correct {
+                if d.adds() {
                     return;
                 }
                 let (q, k) = to[..2 * d.k_heads * d.k_dim].split_at_mut(d.k_heads * d.k_dim);
@@ -103,15 +106,14 @@ pub(super) fn delta(pool: &Pool, isa: Isa, d: &Delta, tokens: usize, rows: Rows,
                 let z = z[t * width..][..width].chunks_exact(dim);
                 let weights = d.norm.chunks_exact(dim).cycle();
                 for ((out, z), norm) in out.chunks_exact_mut(dim).zip(z).zip(weights) {
-                    let gate_first = d.rule != Rule::Correct;
-                    if !gate_first {
+                    if !d.adds() {
                         math::rms_norm_in_place(out, norm, d.eps);
                     }
                     match d.gate {
                         Gate::Silu => math::times_silu(out, z),
                         Gate::Sigmoid => math::times_sigmoid(out, z),
                     }
-                    if gate_first {
+                    if d.adds() {
                         math::rms_norm_in_place(out, norm, d.eps);
                     }
                 }
@@ -139,13 +141,13 @@ fn convolve<const TAPS: usize>(d: &Delta, inputs: &[f32], x: &[f32], t: usize, t
     math::silu(to);
 }
 
-/// The factor by which a token's step fades each part of the memory. With [`Rule::Add`], the length of the step instead.
+/// Replaces a token's steps by the decays of the memory; with [`Rule::Add`], by the positive lengths of the steps.
 #[inline(always)]
 fn decay(d: &Delta, row: &mut [f32]) {
     let heads = row.chunks_exact_mut(d.decays() / d.v_heads).zip(d.dt.chunks_exact(d.decays() / d.v_heads));
     for ((row, dt), a) in heads.zip(d.a) {
         for (x, dt) in row.iter_mut().zip(dt) {
-            if d.rule != Rule::Correct {
+            if d.adds() {
                 *x = math::softplus(*x + dt);
                 continue;
             }
@@ -169,7 +171,7 @@ fn keep(inputs: &mut [f32], x: &[f32], channels: usize) {
 struct Call<'a> {
     d: &'a Delta<'a>,
     tokens: usize,
-    /// `[tokens, channels]`: queries, keys and values as they are used.
+    /// `[tokens, channels]`: queries, keys and values after the convolution.
     mixed: &'a [f32],
     beta: &'a [f32],
     /// `[tokens, decays]`. With [`Rule::Add`], the lengths of the steps.
@@ -205,7 +207,7 @@ fn remember(
     );
     assert!(out.len() == call.tokens * width);
     assert!(call.mixed.len() == call.tokens * d.channels());
-    assert!(d.rule == Rule::Correct || d.decay == Decay::Heads, "with Rule::Add, a step belongs to a head");
+    assert!(!d.adds() || d.decay == Decay::Heads, "with Rule::Add, a step belongs to a head");
     assert!(call.beta.len() >= call.tokens * d.v_heads && call.decays.len() == call.tokens * d.decays());
     let wide = if lanes.is_multiple_of(WIDE) { WIDE } else { 1 };
     let (state, out) = (Columns(state.as_mut_ptr()), Columns(out.as_mut_ptr()));
@@ -230,7 +232,7 @@ fn remember(
     });
 }
 
-/// `N · LANES` columns of a head, from `column` on, for all tokens. `EACH`: each value of a key has a decay of its own.
+/// `N · LANES` columns of a head, from `column` on, for all tokens. `EACH`: whether each value of a key has its own decay.
 ///
 /// # Safety
 /// The machine has the instructions of `L`. The memory before and behind the tokens is the head's at `column`, and `out` the first
@@ -259,16 +261,15 @@ unsafe fn columns<L: Lanes, const N: usize, const EACH: bool>(
             }
             Rule::Add { skip } => (math::exp(d.a[head] * fades[0]), fades[0], skip[head]),
         };
-        let corrects = d.rule == Rule::Correct;
         let before = if t == 0 { before } else { memory.cast_const() };
         // SAFETY: by the caller; row `i` of the memory begins `i · v_dim` behind the first.
         unsafe {
             let zero = L::splat(0.0);
             let mut held = [zero; N];
-            // Without a correction, nothing is read.
-            let looked_up = if corrects { k } else { &[] };
+            // Only a correction needs the stored value.
+            let looked_up = if d.adds() { &[] } else { k };
             for (i, k) in looked_up.iter().enumerate() {
-                // What is held fades before it is read.
+                // The memory decays before it is read.
                 let faded = if EACH { *k * fades[i] } else { *k };
                 let (at, k) = (before.add(i * d.v_dim), L::splat(faded));
                 for (n, held) in held.iter_mut().enumerate() {
@@ -296,7 +297,7 @@ unsafe fn columns<L: Lanes, const N: usize, const EACH: bool>(
             let skip = L::splat(skip);
             for (n, read) in read.into_iter().enumerate() {
                 let read =
-                    if corrects { read } else { skip.times_plus(L::load(v.as_ptr().add(n * LANES)), read) };
+                    if d.adds() { skip.times_plus(L::load(v.as_ptr().add(n * LANES)), read) } else { read };
                 read.store(out.add(t * d.v_heads * d.v_dim + n * LANES));
             }
         }

@@ -27,7 +27,7 @@ impl State {
         let (taps, rows, values) = (d.taps as u32, tokens as u32, values as u32);
         let (before_slot, after_slot) = (from.unwrap_or(0) as u32, to as u32);
         let before = from.is_some().into();
-        let adds = u32::from(d.rule != Rule::Correct);
+        let adds = u32::from(d.adds());
         let skip = if let Rule::Add { skip } = d.rule { skip } else { &[] };
         let taps_of = self.weights.vector(gpu, d.conv, || [d.conv, d.bias.unwrap_or_default()].concat())?;
         let fades = self.weights.vector(gpu, d.a, || [d.a, d.dt, skip].concat())?;

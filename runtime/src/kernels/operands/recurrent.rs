@@ -114,6 +114,11 @@ pub enum Gate {
 }
 
 impl Delta<'_> {
+    /// Whether the rule is [`Rule::Add`].
+    pub fn adds(&self) -> bool {
+        matches!(self.rule, Rule::Add { .. })
+    }
+
     /// Decays of a token.
     pub fn decays(&self) -> usize {
         match self.decay {

@@ -21,7 +21,7 @@ pub(super) const FAMILY: Family = Family {
     dialects: &[
         LING,
         // Published files share their `model_type` with those of version 1.
-        Dialect { model_type: "bailing_moe", class: Some("BailingMoeV2ForCausalLM"), ..LING },
+        Dialect { model_type: "bailing_moe", classes: &["BailingMoeV2ForCausalLM"], ..LING },
         Dialect { model_type: "sarvam_moe", rope_base: 8e6, partial_rotary: Some(1.0), ..LING },
     ],
     score: Score::Sigmoid { eps: 1e-20 },

@@ -1,5 +1,5 @@
-//! Kimi Linear (arXiv 2510.26692): delta nets whose memory fades channel by channel, and latent attention without
-//! rotation in every fourth layer or so. One dense layer first, then small routed experts and a shared one.
+//! Kimi Linear (arXiv 2510.26692): delta nets with one decay per value of a key, and latent attention without
+//! rotation in about every fourth layer. One dense layer first, then small routed experts and a shared one.
 
 use super::{Deltas, Family};
 use crate::format::hf::{Delta, Dialect, Sparse};
@@ -13,16 +13,6 @@ pub(super) const FAMILY: Family = Family {
         sparse: Some(Sparse::SIGMOID),
         latent: true,
         delta: Some(Delta::Channels),
-        // Published configurations use the second names.
-        aliases: &[
-            ("max_position_embeddings", "model_max_length"),
-            ("n_group", "num_expert_group"),
-            ("n_shared_experts", "num_shared_experts"),
-            ("norm_topk_prob", "moe_renormalize"),
-            ("num_experts_per_tok", "num_experts_per_token"),
-            ("num_local_experts", "num_experts"),
-            ("scoring_func", "moe_router_activation_func"),
-        ],
         ..Dialect::USUAL
     }],
     score: Score::Sigmoid { eps: 1e-20 },

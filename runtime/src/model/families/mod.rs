@@ -128,7 +128,7 @@ pub struct Family {
 /// The kind of gated delta nets of a family, and how it places them.
 #[derive(Clone, Copy, Debug)]
 pub enum Deltas {
-    /// A head's memory fades as a whole (arXiv 2412.06464).
+    /// One decay per head (arXiv 2412.06464).
     Heads {
         /// Every n-th layer is attention, the others are delta nets, unless the file says otherwise.
         all_but: usize,
@@ -136,16 +136,15 @@ pub enum Deltas {
         /// placing heads with one key head side by side.
         tiled: bool,
     },
-    /// Each value of a key fades by itself (arXiv 2510.26692). Layers without key/value
-    /// heads are such nets.
+    /// One decay per value of a key (arXiv 2510.26692). Layers without key/value heads are such nets.
     Channels {
         /// Whether decay and output gate are projected in two steps.
         low_rank: bool,
         /// Whether GGUF files store decay rates without their sign.
         positive: bool,
     },
-    /// Mamba-2 (arXiv 2405.21060): a token adds its value instead of a correction, and a head's memory fades as a
-    /// whole. Layers without key/value heads are such nets.
+    /// Mamba-2 (arXiv 2405.21060): a token adds its value instead of a correction, with one decay per head. Layers
+    /// without key/value heads are such nets.
     Adding,
 }
 
@@ -254,18 +253,21 @@ pub static FAMILIES: [Family; 28] = [
     qwen3::FAMILY,
 ];
 
-/// Finds how to read a `config.json` by its `model_type`.
+/// Finds how to read a `config.json` by its `model_type`, and by its `architectures` if models share the type.
 ///
 /// # Errors
-/// `Malformed` if the text is not JSON or has no `model_type`. `Unsupported`, listing the supported types,
-/// for another `model_type`.
+/// `Malformed` if the text is not JSON or has no `model_type`. `Unsupported`, listing the supported types and
+/// architectures, for others.
 pub fn dialect(config: &str) -> Result<&'static Dialect> {
     let (name, classes) = hf::model_type(config)?;
     let all = || FAMILIES.iter().flat_map(|f| f.dialects);
-    let of_class = |d: &Dialect| d.class.is_none_or(|own| classes.iter().any(|class| class == own));
+    let of_class = |d: &Dialect| d.classes.is_empty() || classes.iter().any(|c| d.classes.contains(&&**c));
     all().find(|d| d.model_type == name && of_class(d)).ok_or_else(|| {
-        let class = |d: &Dialect| d.class.map_or_else(String::new, |class| format!(" ({class})"));
-        let names: Vec<_> = all().map(|d| format!("{}{}", d.model_type, class(d))).collect();
+        let of = |d: &Dialect| match d.classes {
+            [] => d.model_type.to_owned(),
+            classes => format!("{} (architectures {})", d.model_type, classes.join(" or ")),
+        };
+        let names: Vec<_> = all().map(of).collect();
         let what = format!("model_type `{name}` is not supported; supported are {}", names.join(", "));
         Error::unsupported(what)
     })
@@ -291,6 +293,22 @@ mod tests {
             assert!(text.contains(family.name), "{text}");
             assert!(family.dialects.iter().all(|d| other.contains(d.model_type)), "{other}");
             assert!(family.dialects.iter().all(|d| d.architecture == family.name));
+        }
+    }
+
+    #[test]
+    fn models_of_one_type_differ_by_their_class() {
+        let of = |kind: &str, class: &str| {
+            dialect(&format!(r#"{{"model_type": "{kind}", "architectures": ["{class}"]}}"#))
+        };
+        let with_classes = || FAMILIES.iter().flat_map(|f| f.dialects).filter(|d| !d.classes.is_empty());
+        assert!(with_classes().count() >= 2);
+        for d in with_classes() {
+            for class in d.classes {
+                assert_eq!(of(d.model_type, class).unwrap().architecture, d.architecture);
+            }
+            let error = of(d.model_type, "Another").unwrap_err().to_string();
+            assert!(error.contains(d.classes[0]), "{error}");
         }
     }
 }

@@ -29,13 +29,13 @@ pub struct DeltaSpec {
     /// How value heads map to key heads: value head `j` uses key head `j mod k_heads` if true, and
     /// neighbouring value heads share one if false.
     pub tiled: bool,
-    /// What fades together, and how.
+    /// Which values of the memory have a common decay, and its formula.
     pub decay: Decay,
-    /// What becomes of the gate of the output.
+    /// The function of the output gate.
     pub gate: Gate,
     /// Whether steps and gate are projected in two steps, through as many values as a key has.
     pub low_rank: bool,
-    /// Whether a token adds its value to the memory (Mamba-2), instead of correcting what the memory holds.
+    /// Whether a token adds its value to the memory (Mamba-2), instead of a correction.
     pub adds: bool,
 }
 
@@ -153,8 +153,8 @@ impl DeltaSpec {
         }
     }
 
-    /// Whether each value of a key fades by itself.
-    pub fn fades_by_channel(&self) -> bool {
+    /// Whether each value of a key has its own decay.
+    pub fn decays_per_value(&self) -> bool {
         self.decay != Decay::Heads
     }
 
