@@ -246,19 +246,25 @@ pub struct InspectArgs {
     pub verify: bool,
 }
 
-/// Shows how a memory budget would be spent, before anything is loaded or converted: what fits, and how much
-/// a token would read.
+/// Shows how a memory budget would be spent, before anything is loaded or converted: what fits, how much a
+/// token would read, and how fast tokens would be.
+///
+/// The forecast of speed needs `dollop plan --calibrate` once. It assumes a short context and a CPU.
 ///
 /// For a model on the hub, only headers are downloaded, a few megabytes. The plan then also shows whether the
 /// model is supported, its size on disk as downloaded and converted, and which file of the repository would
 /// be used.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  dollop plan model.gguf --memory 4G\n  dollop plan hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M --memory 8G\n  dollop plan model.gguf --memory 2G --ctx 8192 --json"
+    after_help = "Examples:\n  dollop plan model.gguf --memory 4G\n  dollop plan hf:Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M --memory 8G\n  dollop plan model.gguf --memory 2G --ctx 8192 --json\n  dollop plan --calibrate"
 )]
 pub struct PlanArgs {
     /// Dollop file, GGUF file, Hugging Face folder, or name (hf:ORG/NAME[:QUANT]) [default: the model that comes with Dollop]
     pub model: Option<PathBuf>,
+    /// First measure this machine (memory, products of the CPU, random reads in the cache folder), and keep the
+    /// rates for forecasts. Takes some seconds, and writes and reads 256 MB. Without MODEL, shows the rates
+    #[arg(long)]
+    pub calibrate: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -3,15 +3,15 @@
 use crate::hub::settings::Settings;
 use crate::hub::{self, Seen};
 use crate::output::bytes;
-use crate::{Failure, locate, screen};
+use crate::{Failure, locate, rates, screen};
 use clap::Args;
+use dollop::Engine;
 use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
-use dollop::internal::store::{FileStorage, Reads, Storage, available_bytes};
+use dollop::internal::store::available_bytes;
 use serde::Serialize;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// Checks what this machine offers for running models: disk, memory, cores, GPUs, limits and the cache
 /// folder. Suggests the next step.
@@ -29,12 +29,6 @@ pub struct DoctorArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-/// Bytes of the disk test's file, and of one read: about the size of an expert of a 30B model.
-const FILE_BYTES: usize = 256 << 20;
-const READ_BYTES: usize = 2 << 20;
-/// Bytes of the memory test: larger than most CPU caches.
-const MEMORY_BYTES: usize = 256 << 20;
 
 #[derive(Serialize)]
 struct Disk {
@@ -72,9 +66,9 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let disk = locate::cache_folder().and_then(|folder| disk(&folder)).map_err(|Failure(why)| why);
     let gpu = |d: dollop::Device| Gpu { name: d.name, software: d.software, lacks: d.missing };
     let found = Findings {
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        cores: rates::cores(),
         instruction_sets: Isa::available().iter().map(ToString::to_string).collect(),
-        memory_bytes_per_second: memory()?,
+        memory_bytes_per_second: rates::memory(&CpuBackend::new(CpuOptions::default())?),
         free_memory_bytes: available_bytes(),
         memory_limit_bytes: first_number("/sys/fs/cgroup/memory.max"),
         open_files_limit: open_files(),
@@ -129,49 +123,16 @@ fn print(found: &Findings, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Measures the folder's disk as an engine does, with a temporary file.
+/// What the folder's disk gives.
 fn disk(folder: &Path) -> Result<Disk, Failure> {
-    let failed = |e: std::io::Error| Failure(format!("{}: {e}", folder.display()));
-    fs::create_dir_all(folder).map_err(failed)?;
-    let path = folder.join(format!("doctor-{}", std::process::id()));
-    let measured = write(&path).map_err(failed).and_then(|()| {
-        // Reads the whole file, each part once, and each far from the part before.
-        let count = FILE_BYTES / READ_BYTES;
-        let probes: Vec<_> = (0..count).map(|i| ((i * 37 % count * READ_BYTES) as u64, READ_BYTES)).collect();
-        Ok(FileStorage::open_measured(&path, &probes, count, None, Reads::Measured)?)
-    });
-    let _ = fs::remove_file(&path);
-    let storage = measured?;
-    let rate = storage.measured().ok_or("the disk could not be read")?;
+    let rates::Disk { measured, access, .. } = rates::disk(folder, false)?;
     Ok(Disk {
         folder: folder.to_path_buf(),
         free_bytes: hub::free_bytes(folder),
-        read_bytes_per_second: rate.bytes_per_second,
-        reads_in_flight: rate.lanes,
-        access: format!("{:?}", storage.access()).to_lowercase(),
+        read_bytes_per_second: measured.bytes_per_second,
+        reads_in_flight: measured.lanes,
+        access: format!("{access:?}").to_lowercase(),
     })
-}
-
-fn write(path: &Path) -> std::io::Result<()> {
-    let mut file = fs::File::create_new(path)?;
-    // Not zeros, because some file systems do not store these.
-    let part: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    for _ in 0..FILE_BYTES / part.len() {
-        file.write_all(&part)?;
-    }
-    file.sync_all()
-}
-
-/// Memory bandwidth of all cores together, in bytes per second.
-fn memory() -> Result<f64, Failure> {
-    let cpu = CpuBackend::new(CpuOptions::default())?;
-    let words: Vec<u64> = (0..(MEMORY_BYTES / 8) as u64).collect();
-    let once = |_| {
-        let start = Instant::now();
-        std::hint::black_box(cpu.read(&words));
-        MEMORY_BYTES as f64 / start.elapsed().as_secs_f64()
-    };
-    Ok((0..4).map(once).fold(0.0, f64::max))
 }
 
 /// The first word of a file, if it is a number.
@@ -210,7 +171,7 @@ fn fit(model: &Path) -> Result<(String, u64), Failure> {
     };
     let mut options = dollop::EngineOptions::default();
     options.memory = available_bytes().map(|free| free - free / 10);
-    let planned = locate::plan(Some(path), options);
+    let planned = locate::plan(Some(path), options, &mut |path, options| Engine::plan(path, options));
     if let Some(ahead) = ahead {
         ahead.forget();
     }

@@ -6,7 +6,7 @@ use crate::output::{Bar, Unit};
 use crate::streaming::Watch;
 use crate::{Failure, interrupt, inventory};
 use dollop::convert::{Outline, Purpose, outline};
-use dollop::{Chat, Engine, EngineOptions, Error, MemoryPlan, Overflow, Progress, Session};
+use dollop::{Chat, Engine, EngineOptions, Error, Overflow, Progress, Session};
 use std::env;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -41,23 +41,25 @@ pub fn open_with(
     Ok((engine, watch))
 }
 
-/// Plans the memory for a model without converting it. For a foreign model, also outlines the conversion.
-pub fn plan(
+/// Makes plans for a model without converting it. `work` gets a file that can be planned: the model itself, or, for
+/// a foreign model, an outline of its conversion.
+pub fn plan<T>(
     model: Option<&Path>,
     mut options: EngineOptions,
-) -> Result<(MemoryPlan, Option<Outline>), Failure> {
+    work: &mut dyn FnMut(&Path, &EngineOptions) -> dollop::Result<T>,
+) -> Result<(T, Option<Outline>), Failure> {
     let path = model.map_or_else(default_model, |path| Ok(path.to_path_buf()))?;
     if !path.exists() {
         return Err(format!("{}: there is no such file or folder", path.display()).into());
     }
     if is_dollop(&path) {
-        return Ok((Engine::plan(&path, &options)?, None));
+        return Ok((work(&path, &options)?, None));
     }
     let folder = cache_folder()?.join("headers");
     let out = folder.join(format!("outline-{}.gguf", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     options.cache = None;
-    let plan = outline(&path, &out).and_then(|outline| Ok((Engine::plan(&out, &options)?, Some(outline))));
+    let plan = outline(&path, &out).and_then(|outline| Ok((work(&out, &options)?, Some(outline))));
     let _ = std::fs::remove_file(&out);
     Ok(plan?)
 }

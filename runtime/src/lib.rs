@@ -81,7 +81,7 @@ struct Readme;
 #[allow(missing_docs)]
 pub mod internal {
     pub use crate::bytes::Bytes;
-    pub use crate::session::{Batch, BatchStats, Ended, Keep};
+    pub use crate::session::{Batch, BatchStats, Ended, Keep, TokenWork};
     pub use crate::telemetry::{GpuFault, Trace, Track};
 
     pub mod experts {

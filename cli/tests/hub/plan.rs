@@ -1,5 +1,5 @@
 //! Gate 142: the plan of a model that is not here is that of the same model on the disk, from its headers alone; and no plan
-//! converts. Gate 143: the doctor measures and leaves nothing.
+//! converts. Gate 143: the doctor measures and leaves nothing. Gate 200: forecasts follow from kept rates of this machine.
 
 use super::Place;
 use super::server::Hub;
@@ -149,4 +149,114 @@ fn the_doctor_measures_and_says_what_to_do() {
     let out = place.command(&["doctor"]).env("XDG_CACHE_HOME", &file).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(text.contains("cannot be used") && text.contains("Set XDG_CACHE_HOME"), "{text}");
+}
+
+/// The forecast of a plan, by (budget, precision): its rows, or why there are none.
+fn forecast(place: &Place, model: &str) -> Result<Vec<Json>, String> {
+    let plan = plan(place, model, &["--memory", "2G"]);
+    let why = plan["forecast"]["why_not"].as_str().map(str::to_owned);
+    let rows = plan["forecast"]["rows"].as_array().unwrap().clone();
+    assert_eq!(rows.is_empty(), why.is_some(), "{plan}");
+    why.map_or(Ok(rows), Err)
+}
+
+#[test]
+fn forecasts_follow_from_rates_that_were_measured_once() {
+    let place = Place::new(Hub::start());
+    let len = olmoe(&place.path("m-Q8_0.gguf"), "olmoe", 1000);
+    place.hub.put_with_holes("m-Q8_0.gguf", &header(&place.path("m-Q8_0.gguf"), 1000), len);
+    assert!(forecast(&place, "m-Q8_0.gguf").unwrap_err().contains("`dollop plan --calibrate`"));
+    let (text, _) = place.ok(&["plan", "m-Q8_0.gguf", "--backend", "cpu"]);
+    assert_eq!(text.lines().filter(|l| l.contains("--calibrate")).count(), 1, "{text}");
+    // Measured, and kept: nothing else stays.
+    let rates: Json = serde_json::from_str(&place.ok(&["plan", "--calibrate", "--json"]).0).unwrap();
+    let file = place.path("cache/dollop/rates.json");
+    let kept = || -> Json { serde_json::from_slice(&fs::read(&file).unwrap()).unwrap() };
+    let keep = |rates: &Json| fs::write(&file, rates.to_string()).unwrap();
+    assert_eq!(kept(), rates);
+    assert!(
+        rates["products"].as_array().unwrap().iter().all(|p| p["bytes_per_second"].as_f64().unwrap() > 1e6)
+    );
+    let names = fs::read_dir(place.path("cache/dollop")).unwrap().flatten().map(|e| e.file_name());
+    assert!(names.into_iter().all(|name| name == "rates.json" || name == "headers"));
+    let rows = forecast(&place, "m-Q8_0.gguf").unwrap();
+    assert_eq!(kept(), rates, "a plan measures nothing");
+    assert_eq!(forecast(&place, "hf:org/name:Q8_0").unwrap(), rows);
+    let number = |row: &Json, key: &str| row[key].as_f64().unwrap();
+    for row in &rows {
+        let (slow, fast) = (row["band"][0].as_f64().unwrap(), row["band"][1].as_f64().unwrap());
+        let speed = number(row, "tokens_per_second");
+        assert!(slow > 0.0 && slow < speed && speed < fast, "{row}");
+    }
+    let streamed: Vec<&Json> = rows.iter().filter(|r| r["streaming"] == true).collect();
+    assert!(streamed.len() >= 6 && streamed.len() < rows.len(), "{rows:?}");
+    // Known rates, and a disk that takes no time: what a token uses, byte for byte.
+    let mut known = rates.clone();
+    known["operation_seconds"] = 1e-6.into();
+    known["memory_bytes_per_second"] = 1e9.into();
+    for product in known["products"].as_array_mut().unwrap() {
+        product["bytes_per_second"] = 2e9.into();
+    }
+    let disk = |known: &mut Json, seconds: f64| {
+        for burst in known["bursts"].as_array_mut().unwrap() {
+            burst["seconds"] = seconds.into();
+        }
+    };
+    disk(&mut known, 1e-12);
+    keep(&known);
+    let whole = plan(&place, "m-Q8_0.gguf", &["--memory", "all"]);
+    let level = whole["levels"].as_array().unwrap().last().unwrap();
+    let dense = whole["token"]["dense"].as_array().unwrap();
+    let seconds: f64 = dense
+        .iter()
+        .map(|d| d[1].as_f64().unwrap() / if d[0] == 32 { 1e9 } else { 2e9 })
+        .chain([number(level, "touched_bytes") / 2e9, 16.0 * 7.0 * 1e-6])
+        .sum();
+    let fast = forecast(&place, "m-Q8_0.gguf").unwrap();
+    let exact = |rows: &[Json]| -> Vec<(bool, f64)> {
+        let exact = rows.iter().filter(|r| r["precision"] == "exact:8");
+        exact.map(|r| (r["streaming"] == true, number(r, "tokens_per_second"))).collect()
+    };
+    let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-3;
+    assert!(
+        exact(&fast).len() > 2 && exact(&fast).iter().all(|(_, tps)| near(*tps, 1.0 / seconds)),
+        "{fast:?}"
+    );
+    // A slow disk slows down what is streamed, and less so with more memory.
+    disk(&mut known, 0.1);
+    keep(&known);
+    let slow = exact(&forecast(&place, "m-Q8_0.gguf").unwrap());
+    assert!(slow.windows(2).all(|w| w[0].1 < w[1].1), "{slow:?}");
+    for (streaming, tps) in slow {
+        assert!(if streaming { tps < 2.0 } else { near(tps, 1.0 / seconds) }, "{tps}");
+    }
+    refused_rates(&place, &file, &rates);
+}
+
+/// Rates that are not this machine's, or not whole, are refused; measuring again replaces them.
+fn refused_rates(place: &Place, file: &Path, rates: &Json) {
+    let changed = |change: &dyn Fn(&mut Json)| {
+        let mut rates = rates.clone();
+        change(&mut rates);
+        rates.to_string()
+    };
+    let text = rates.to_string();
+    for (content, why) in [
+        (changed(&|r| r["machine"]["cores"] = 1000.into()), "another machine"),
+        (changed(&|r| r["machine"]["processor"] = "abacus".into()), "another machine"),
+        (changed(&|r| r["machine"]["id"] = 1.into()), "another machine"),
+        (changed(&|r| r["version"] = 0.into()), "another version"),
+        (changed(&|r| r["memory_bytes_per_second"] = (-1.0).into()), "damaged"),
+        (changed(&|r| r["products"] = serde_json::json!([])), "damaged"),
+        (changed(&|r| drop(r["bursts"].as_array_mut().unwrap().pop())), "damaged"),
+        (text[..text.len() / 2].to_owned(), "damaged"),
+        (String::new(), "damaged"),
+    ] {
+        fs::write(file, content).unwrap();
+        let told = forecast(place, "m-Q8_0.gguf").unwrap_err();
+        assert!(told.contains(why) && told.contains("`dollop plan --calibrate`"), "{why}: {told}");
+    }
+    let (text, _) = place.ok(&["plan", "m-Q8_0.gguf", "--calibrate", "--memory", "2G", "--backend", "cpu"]);
+    assert!(text.contains("| exact:4 |") && text.contains("smallest budget"), "{text}");
+    assert!(forecast(place, "m-Q8_0.gguf").is_ok());
 }

@@ -44,5 +44,5 @@ pub use generate::Events;
 pub use info::ModelInfo;
 pub use memory::TrimLevel;
 pub use options::{BackendChoice, EngineOptions, StreamingOptions};
-pub use plan::{LevelFit, MemoryPlan, RefinementPlan};
+pub use plan::{LevelFit, MemoryPlan, RefinementPlan, TokenWork};
 pub use timeline::{Session, SessionOptions};

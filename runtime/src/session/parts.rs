@@ -6,7 +6,7 @@ use super::engine::{Inner, Served};
 use super::failover::{Computing, Fallback, Processors};
 use super::info::{Manner, ModelInfo, rotated};
 use super::options::EngineOptions;
-use super::plan::{MemoryPlan, RefinementPlan, Request, Unheld};
+use super::plan::{MemoryPlan, RefinementPlan, Request, TokenWork, Unheld};
 use super::processor::{self, Adapter, Needs};
 use super::shape::Shape;
 use super::timeline::DEFAULT_CONTEXT;
@@ -18,7 +18,7 @@ use crate::model::file::{DenseSums, NestedFile};
 use crate::model::routing::RoutingCounters;
 use crate::model::sampling;
 use crate::model::tokens::{self, SpecialTokens};
-use crate::model::weights::PER_LAYER_EMBEDDING;
+use crate::model::weights::{Layer, PER_LAYER_EMBEDDING};
 use crate::model::{Model, Spec, Tensors, Weights, weights::Ffn};
 use crate::quant::{self, Level, Matrix};
 use crate::sampler::Sampling;
@@ -203,9 +203,26 @@ impl Parts {
             may_lower: gpu && exact_level(options).is_none(),
             floor: self.precision(options).floor(),
             top_k: self.spec.router().map_or(0, |r| r.top_k),
+            token: self.token(),
             scratch: &|context, chunk| shape.scratch(context, chunk, threads),
             kv: &|context, chunk| shape.kv(context, chunk),
         })
+    }
+
+    /// What one token passes through. Of embeddings it needs one row.
+    fn token(&self) -> TokenWork {
+        let router = self.spec.router();
+        let mut token = TokenWork {
+            layers: self.weights.layers.len(),
+            routed_layers: self.weights.layers.iter().filter(|l| matches!(l.ffn, Ffn::Moe(_))).count(),
+            experts: router.map_or(0, |r| r.experts),
+            experts_used: router.map_or(0, |r| r.top_k),
+            dense: Vec::new(),
+        };
+        self.weights.layers.iter().flat_map(Layer::matrices).flatten().for_each(|m| token.add(m));
+        self.weights.per_layer.iter().for_each(|of| token.add(&of.proj));
+        token.add(&self.weights.head);
+        token
     }
 
     /// The size of the embedding, if it can stay in the file while experts are streamed. That needs the CPU,

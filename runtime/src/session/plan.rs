@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::experts::LayerExperts;
-use crate::quant::Level;
+use crate::quant::{Level, Matrix};
 use crate::sched::{self, Refiner};
 use serde::Serialize;
 
@@ -73,6 +73,41 @@ pub struct MemoryPlan {
     pub smallest_bytes: u64,
     /// What each stored level would mean under this plan.
     pub levels: Vec<LevelFit>,
+    /// What one token passes through, for forecasts of speed.
+    #[doc(hidden)]
+    pub token: TokenWork,
+}
+
+/// What one token passes through, whatever the budget. Its experts are in [`LevelFit::touched_bytes`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[doc(hidden)]
+#[non_exhaustive]
+pub struct TokenWork {
+    /// Layers.
+    pub layers: usize,
+    /// Layers with routed experts.
+    pub routed_layers: usize,
+    /// Experts per routed layer.
+    pub experts: usize,
+    /// Experts per routed layer that a token uses.
+    pub experts_used: usize,
+    /// Bytes of the always-used matrices, by the bits of their codes; 32 for unquantized ones.
+    pub dense: Vec<(u8, u64)>,
+}
+
+impl TokenWork {
+    /// Adds an always-used matrix.
+    pub(super) fn add(&mut self, matrix: &Matrix) {
+        let bits = match matrix {
+            Matrix::Nested(n) => n.level().bits(),
+            Matrix::F32 { .. } => 32,
+        };
+        let bytes = matrix.bytes() as u64;
+        match self.dense.iter_mut().find(|(of, _)| *of == bits) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.dense.push((bits, bytes)),
+        }
+    }
 }
 
 impl std::fmt::Display for MemoryPlan {
@@ -166,6 +201,7 @@ pub(super) struct Request<'a> {
     pub(super) may_lower: bool,
     pub(super) floor: Level,
     pub(super) top_k: usize,
+    pub(super) token: TokenWork,
     /// Bytes of a session's buffers for (context, chunk).
     pub(super) scratch: &'a dyn Fn(usize, usize) -> u64,
     /// Bytes of what a session's layers keep, for (context, chunk).
@@ -253,12 +289,11 @@ impl MemoryPlan {
         let unheld = if one_each > 0 { r.embedding } else { Unheld::default() };
         let streamed = fixed - unheld.bytes + unheld.row_bytes;
         let smallest = streamed + scratch_of(least_chunk) + one_each;
-        let all = |level: Level| r.all(level);
         let largest = r.chunk.unwrap_or(CHUNK).min(r.context);
         let rest = fixed + scratch_of(largest);
         let lowest = if r.may_lower { r.floor.min(r.whole) } else { r.whole };
         let mut levels = Level::ALL.into_iter().rev().filter(|l| (lowest..=r.whole).contains(l));
-        let fits = |level: &Level| r.budget.is_none_or(|budget| rest + all(*level) <= budget);
+        let fits = |level: &Level| r.budget.is_none_or(|budget| rest + r.all(*level) <= budget);
         let stream = r.always_streamed && r.budget.is_some() && one_each > 0;
         let held = levels.find(|level| !stream && fits(level));
         let streaming = held.is_none() && one_each > 0;
@@ -281,10 +316,10 @@ impl MemoryPlan {
                 let left = budget - streamed - scratch;
                 let staging = well_staged.min((left - one_each) / 8).max(one_staged);
                 // If experts are streamed although they fit, memory beyond all of them is useless.
-                let most = if stream { all(r.whole).max(one_each) } else { u64::MAX };
+                let most = if stream { r.all(r.whole).max(one_each) } else { u64::MAX };
                 ((left - staging).min(most), staging)
             }
-            _ => (all(held), 0),
+            _ => (r.all(held), 0),
         };
         let unheld = if streaming { unheld } else { Unheld::default() };
         let stored = routed().map(LayerExperts::level).max();
@@ -299,7 +334,7 @@ impl MemoryPlan {
             refinements: r
                 .budget
                 .filter(|_| held < r.whole)
-                .and_then(|budget| RefinementPlan::new(r.tables, held, budget - rest - all(held))),
+                .and_then(|budget| RefinementPlan::new(r.tables, held, budget - rest - r.all(held))),
             context: r.context,
             chunk,
             overhead_bytes: overhead + unheld.row_bytes,
@@ -311,6 +346,7 @@ impl MemoryPlan {
             staging_bytes,
             smallest_bytes: smallest,
             levels,
+            token: r.token.clone(),
         })
     }
 
