@@ -122,7 +122,8 @@ fn between(c: &mut Criterion) {
         let encoded = quant::encode(shape, &w, None, Level::B4).expect("finite weights");
         Matrix::Nested(encoded.into_nested().expect("planes that belong together"))
     };
-    let expert = Expert { gate: matrix(ff, d, 1), up: matrix(ff, d, 2), down: matrix(d, ff, 3), place: None };
+    let expert =
+        Expert { gate: Some(matrix(ff, d, 1)), up: matrix(ff, d, 2), down: matrix(d, ff, 3), place: None };
     // A matrix so small that quantizing its input is most of the work.
     let small = matrix(16, d, 4);
     let weight = dollop_benches::values(d, 5);

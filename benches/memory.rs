@@ -39,6 +39,7 @@ fn layer() -> Result<LayerExperts, Failure> {
     let slab = |p: usize| shapes.iter().map(|s| s.plane(p).len).sum::<usize>().next_multiple_of(GRANULE);
     let plane = |p| PlaneSlabs { offset: 0, stride: slab(p), checksums: vec![0; EXPERTS], slots: Vec::new() };
     Ok(LayerExperts {
+        gated: true,
         shapes,
         rotations: [None; 3],
         fits: vec![[[Fit { alpha: 1.0, beta: 0.0 }; PLANES]; 3]; EXPERTS],

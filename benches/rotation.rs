@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let experts = |rotate: bool| -> dollop::Result<Vec<Expert>> {
         let expert = |_| -> dollop::Result<Expert> {
             let (gate, up, down) = (copy(&up, rotate)?, copy(&up, rotate)?, copy(&down, rotate)?);
-            Ok(Expert { gate, up, down, place: None })
+            Ok(Expert { gate: Some(gate), up, down, place: None })
         };
         (0..EXPERTS).map(expert).collect()
     };

@@ -83,7 +83,7 @@ fn main() -> Result<(), Failure> {
     }
     for (layer, _) in file.expert_levels() {
         for (e, expert) in file.experts(layer, None)?.unwrap_or_default().iter().enumerate() {
-            for (part, matrix) in PARTS.iter().zip([&expert.gate, &expert.up, &expert.down]) {
+            for (part, matrix) in PARTS[usize::from(expert.gate.is_none())..].iter().zip(expert.matrices()) {
                 let w = bytes(&values(matrix, noise.as_mut()));
                 writer.write(index(&part_name(layer, part))?, (e * w.len()) as u64, &w)?;
             }

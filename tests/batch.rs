@@ -167,6 +167,7 @@ fn answers_together_are_those_alone() {
         ("kimi-linear", 11),
         ("bailingmoe3", 12),
         ("granitehybrid", 13),
+        ("nemotronh", 14),
     ];
     let mut seen = Vec::new();
     for (name, seed) in names {

@@ -166,7 +166,7 @@ fn weighted_error(tiny: &Tiny, file: &Path, level: Level, seen: &Calibration) ->
     let (mut error, mut energy) = (0.0, 0.0);
     for (layer, e) in (0..2).flat_map(|layer| (0..EXPERTS).map(move |e| (layer, e))) {
         let experts = file.experts(layer, Some(level)).unwrap().unwrap();
-        let parts = [("gate", &experts[e].gate), ("up", &experts[e].up), ("down", &experts[e].down)];
+        let parts = [("gate", experts[e].gate()), ("up", &experts[e].up), ("down", &experts[e].down)];
         for (part, matrix) in parts {
             let name = format!("model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight");
             let weights = &tiny.tensors.iter().find(|t| t.0 == name).unwrap().2;

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use std::path::Path;
 
 /// Models with routed experts.
-const ROUTED: [&str; 8] = [
+const ROUTED: [&str; 10] = [
     "qwen3next",
     "qwen35moe",
     "qwen35moe-published",
@@ -19,12 +19,14 @@ const ROUTED: [&str; 8] = [
     "bailingmoe3",
     "bailingmoe3-resaved",
     "granitehybrid",
+    "nemotronh",
+    "nemotronh-groups",
 ];
 
 /// Every golden with such layers.
 fn names() -> Vec<String> {
     let all = tiny::names().into_iter();
-    let families = ["qwen35", "qwen3next", "kimi-linear", "bailingmoe3", "granitehybrid"];
+    let families = ["qwen35", "qwen3next", "kimi-linear", "bailingmoe3", "granitehybrid", "nemotronh"];
     let names: Vec<_> = all.filter(|n| families.iter().any(|f| n.starts_with(f))).collect();
     assert!(names.len() >= 12, "{names:?}");
     names
@@ -81,7 +83,7 @@ fn gguf_files_are_those_of_llama_cpps_converter() {
         }
         files += 1;
     }
-    assert!(files >= 26 && tensors > 1300, "{files} files, {tensors} tensors");
+    assert!(files >= 28 && tensors > 1360, "{files} files, {tensors} tensors");
 }
 
 /// Whether a key's value equals the JSON value.
@@ -162,7 +164,7 @@ fn roomy(name: &str, context: usize) -> tempfile::TempDir {
 #[test]
 fn sessions_go_back_to_marks() {
     const LENGTH: usize = 1500;
-    for name in ["qwen35moe", "qwen3next", "kimi-linear", "bailingmoe3", "granitehybrid"] {
+    for name in ["qwen35moe", "qwen3next", "kimi-linear", "bailingmoe3", "granitehybrid", "nemotronh"] {
         let folder = roomy(name, 2048);
         let engine = Engine::open_reference(folder.path(), &options().with_context(2048)).unwrap();
         let ids = ids(LENGTH + 40);
@@ -200,7 +202,15 @@ fn sessions_go_back_to_marks() {
 /// Gate 116 for files: a restored session equals the saved one, and can be rewound as far.
 #[test]
 fn saved_sessions_go_on() {
-    for name in ["qwen35moe", "qwen3next", "qwen35-grouped", "kimi-linear", "bailingmoe3", "granitehybrid"] {
+    for name in [
+        "qwen35moe",
+        "qwen3next",
+        "qwen35-grouped",
+        "kimi-linear",
+        "bailingmoe3",
+        "granitehybrid",
+        "nemotronh",
+    ] {
         let folder = roomy(name, 2048);
         let path = folder.path().join("dollop.gguf");
         convert(folder.path(), &path, &ConvertOptions::default(), &CancelToken::new(), &mut |_| ()).unwrap();

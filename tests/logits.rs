@@ -36,14 +36,14 @@ fn compare(what: &str, got: &[Vec<f32>], want: &[Vec<f32>]) -> f32 {
 #[test]
 fn every_family_and_variant_agrees_with_transformers() {
     let names = tiny::names();
-    assert!(names.len() >= 77, "only {} goldens were found", names.len());
-    // Every family has a golden, and Mixtral, whose family is another's.
+    assert!(names.len() >= 80, "only {} goldens were found", names.len());
+    // Every family of folders has a golden, and Mixtral, whose family is another's.
     let architecture = |name: &String| {
         let config = Tiny::load(name).config.to_string();
         families::dialect(&config).expect("the family is supported").architecture
     };
     let golden: BTreeSet<_> = names.iter().map(architecture).collect();
-    assert_eq!(golden, FAMILIES.iter().map(|f| f.name).collect());
+    assert_eq!(golden, FAMILIES.iter().filter(|f| !f.dialects.is_empty()).map(|f| f.name).collect());
     assert!(names.iter().any(|name| name.starts_with("mixtral")));
     let mut worst = 0.0f32;
     for name in &names {

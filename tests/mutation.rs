@@ -375,6 +375,8 @@ fn mutants_are_refused_in_one_line() {
         "kimi-linear-resaved",
         "bailingmoe3",
         "granitehybrid",
+        "nemotronh",
+        "nemotronh-groups",
     ];
     let latents = ["deepseek2-lite", "deepseek2-flash", "glm4moe-groups"];
     let routed = [

@@ -55,7 +55,7 @@ fn gate_94_a_file_says_what_is_rotated() {
     for layer in 0..2 {
         let experts = file.experts(layer, None).unwrap().unwrap();
         let columns = |m: &Matrix| m.rotation().unwrap().cols();
-        assert!(experts.iter().all(|e| [&e.gate, &e.up, &e.down].map(columns) == [64, 64, 96]));
+        assert!(experts.iter().all(|e| [e.gate(), &e.up, &e.down].map(columns) == [64, 64, 96]));
     }
     let shown = dollop::inspect::inspect(&path).unwrap();
     assert!(shown.rotated_weights > 0 && shown.rotated_weights == shown.expert_weights);
@@ -96,7 +96,7 @@ fn decoded(tiny: &Tiny, file: &NestedFile, level: Level, folder: &Path) {
             Some(e) => {
                 let layer: usize = place.name.split('.').nth(1).unwrap().parse().unwrap();
                 let expert = &layers[layer][e];
-                let part = [("gate", &expert.gate), ("up", &expert.up), ("down", &expert.down)];
+                let part = [("gate", expert.gate()), ("up", &expert.up), ("down", &expert.down)];
                 part.into_iter()
                     .find(|(part, _)| place.name.contains(&format!("ffn_{part}_")))
                     .map(|p| p.1.clone())

@@ -208,7 +208,7 @@ fn gate_156_gpt_oss_keeps_its_codes_from_either_source() {
             assert_eq!((table.level(), table.shapes[0].params), (Level::B4, GroupParams::Mxfp4));
             let experts = file.experts(layer, None).unwrap().unwrap();
             let got = experts.iter().flat_map(|e| {
-                let m = [&e.gate, &e.up, &e.down]
+                let m = [e.gate(), &e.up, &e.down]
                     [["gate", "up", "down"].iter().position(|p| part.starts_with(p)).unwrap()];
                 let quant::Matrix::Nested(n) = m else { panic!("it is nested") };
                 dequantized(n)

@@ -11,8 +11,8 @@ use crate::quant::{Fit, Fits, Level, Matrix, Nested, PLANES, Rotation, Shape};
 /// The weights of one expert: `down · (act(gate · x) ⊙ (up · x))`.
 #[derive(Clone, Debug)]
 pub struct Expert {
-    /// `[ff, d]`.
-    pub gate: Matrix,
+    /// `[ff, d]`; `None` if `up` is also the gate: `down · (act(up · x) ⊙ (up · x))`.
+    pub gate: Option<Matrix>,
     /// `[ff, d]`.
     pub up: Matrix,
     /// `[d, ff]`.
@@ -20,6 +20,23 @@ pub struct Expert {
     /// The expert's slot in its layer's memory on a device, if the source chooses it. The device then holds every plane
     /// that is missing here.
     pub place: Option<u32>,
+}
+
+impl Expert {
+    /// The matrix whose product goes through the activation.
+    pub fn gate(&self) -> &Matrix {
+        self.gate.as_ref().unwrap_or(&self.up)
+    }
+
+    /// The stored matrices: gate, if there is one, up and down.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.gate.iter().chain([&self.up, &self.down])
+    }
+
+    /// [`Expert::matrices`], mutable.
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        self.gate.iter_mut().chain([&mut self.up, &mut self.down])
+    }
 }
 
 /// What the router wants from one expert for the current tokens.
@@ -125,7 +142,7 @@ pub struct Refinement<'a> {
     pub expert: u32,
     /// Scale corrections of gate, up and down at the new level.
     pub fits: [Fit; 3],
-    /// The bytes of the plane: gate, up, down.
+    /// The bytes of the plane: gate (if stored), up, down.
     pub plane: &'a [u8],
 }
 
@@ -200,13 +217,15 @@ impl PlaneSlabs {
 /// Where the experts of one layer lie in the file, and how to decode them.
 #[derive(Clone, Debug)]
 pub struct LayerExperts {
+    /// Whether experts have a gate of their own. If not, the entries for gates repeat those for ups.
+    pub gated: bool,
     /// Shapes of gate, up and down. A slab stores them in this order.
     pub shapes: [Shape; 3],
     /// Rotations of the inputs of gate, up and down. Gate and up share one rotation.
     pub rotations: [Option<Rotation>; 3],
     /// Scale corrections of every expert's gate, up and down.
     pub fits: Vec<[Fits; 3]>,
-    /// Squared error of every expert at every level, relative to its weights' energy, averaged over its three matrices.
+    /// Squared error of every expert at every level, relative to its weights' energy, averaged over its matrices.
     pub errors: Vec<[f32; PLANES]>,
     /// The stored planes, lowest first. All experts have the first.
     pub planes: Vec<PlaneSlabs>,
@@ -249,10 +268,15 @@ impl LayerExperts {
         (0..level.planes().min(self.planes.len())).map(|p| self.plane_bytes(p)).sum()
     }
 
+    /// Shapes of the stored matrices, in the order in which a slab stores them.
+    pub fn stored_shapes(&self) -> &[Shape] {
+        &self.shapes[usize::from(!self.gated)..]
+    }
+
     /// Bytes of one expert at `level` on a device, where slabs have no padding.
     pub fn device_bytes(&self, level: Level) -> usize {
         let planes = |shape: &Shape| -> usize { (0..level.planes()).map(|p| shape.plane(p).len).sum() };
-        self.shapes.iter().map(planes).sum()
+        self.stored_shapes().iter().map(planes).sum()
     }
 
     /// An expert with its slabs in memory, at the level of its last slab.
@@ -274,9 +298,9 @@ impl LayerExperts {
                 if slab.is_empty() && place.is_some() {
                     return Ok(Bytes::default());
                 }
-                let lens = self.shapes.map(|shape| shape.plane(p).len);
-                let from: usize = lens[..m].iter().sum();
-                slab.slice(from..from + lens[m]).ok_or_else(|| {
+                let len = |shape: &Shape| shape.plane(p).len;
+                let from = self.shapes[usize::from(!self.gated)..m].iter().map(len).sum::<usize>();
+                slab.slice(from..from + len(&self.shapes[m])).ok_or_else(|| {
                     crate::error::Error::malformed(format!("plane {p}"), "a slab is too short")
                 })
             });
@@ -284,7 +308,8 @@ impl LayerExperts {
             let nested = Nested::partly(self.shapes[m], planes, self.fits[expert][m])?;
             Ok(Matrix::Nested(nested.rotated(self.rotations[m])))
         };
-        Ok(Expert { gate: matrix(0)?, up: matrix(1)?, down: matrix(2)?, place })
+        let gate = self.gated.then(|| matrix(0)).transpose()?;
+        Ok(Expert { gate, up: matrix(1)?, down: matrix(2)?, place })
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Variant {
     pub half: bool,
     /// The last plane is in a separate buffer, and only some experts have it. The others read zeros for its bits.
     pub mixed: bool,
-    /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`], [`GEGLU`] or [`GATE`].
+    /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`], [`GEGLU`], [`GATE`] or [`REGLU`].
     pub op: u32,
     /// Sums and maxima over a workgroup use subgroup operations, which the adapter must support. Results are bit-identical.
     pub subgroups: bool,
@@ -41,6 +41,8 @@ pub const SWIGLU: u32 = 2;
 pub const GEGLU: u32 = 3;
 /// `x = x · sigmoid(y)`.
 pub const GATE: u32 = 4;
+/// `x = relu(x) · y`.
+pub const REGLU: u32 = 5;
 
 /// Inputs in single precision.
 pub const SINGLE: u32 = 0;

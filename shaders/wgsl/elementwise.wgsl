@@ -1,4 +1,4 @@
-// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y or x = x · sigmoid(y); y begins at `at`. One invocation: one value.
+// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y, x = relu(x) · y or x = x · sigmoid(y); y begins at `at`. One invocation: one value.
 
 #import gelu
 
@@ -7,6 +7,7 @@ const COPY = 1u;
 const SWIGLU = 2u;
 const GEGLU = 3u;
 const GATE = 4u;
+const REGLU = 5u;
 
 struct Params {
     len: u32,
@@ -38,6 +39,8 @@ fn main(
         result = x[i] + value;
     } else if (OP == GEGLU) {
         result = gelu(x[i]) * value;
+    } else if (OP == REGLU) {
+        result = select(x[i], 0.0, x[i] < 0.0) * value;
     } else if (OP == GATE) {
         result = x[i] / (1.0 + exp(-value));
     } else if (OP == SWIGLU) {

@@ -19,7 +19,7 @@ struct Params {
     place: u32, // jobs in another buffer, or at another level, belong to another dispatch
     plain: u32, // whether hidden values stay unprepared, to be rotated
     experts: u32, // in the layer if they have biases; otherwise 0
-    gelu: u32,    // whether this is the activation
+    kind: u32,    // of the activation: 1 gelu, 2 relu, otherwise silu
     alpha: f32,   // of a clamped SwiGLU
     limit: f32,   // also of a clamped SwiGLU; 0 for a plain one
 }
@@ -58,8 +58,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             g += biases[at];
             u += biases[p.experts * p.ff + at];
         }
-        if (p.gelu == 1u) {
+        if (p.kind == 1u) {
             values[i] = gelu(g) * u;
+        } else if (p.kind == 2u) {
+            values[i] = select(g, 0.0, g < 0.0) * u;
         } else if (p.limit > 0.0) {
             g = min(g, p.limit);
             u = clamp(u, -p.limit, p.limit);

@@ -3,7 +3,7 @@
 
 use crate::gptoss::Written;
 use crate::tiny::{Tiny, interleave, le_bytes};
-use dollop::internal::format::hf::{self, Cut, Dialect, Place};
+use dollop::internal::format::hf::{self, Cut, Delta, Dialect, Place};
 use dollop::internal::format::{GgmlType, Metadata};
 use dollop::internal::model::families::Family;
 use serde_json::Value as Json;
@@ -60,23 +60,28 @@ fn of_mamba(name: &str, shape: &[usize], groups: usize) -> Vec<usize> {
 pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect) -> Vec<Written> {
     let family = Family::find(dialect.architecture).expect("the family is supported");
     let heads = |key: &str| tiny.config[key].as_u64().expect("a number") as usize;
+    let adding = dialect.delta == Some(Delta::Adding);
+    let groups = ["mamba_n_groups", "n_groups"].iter().find_map(|key| tiny.config[key].as_u64()).unwrap_or(0);
     let mut stacks: BTreeMap<String, (Vec<usize>, BTreeMap<usize, Vec<f32>>)> = BTreeMap::new();
     for (name, shape, data) in &tiny.tensors {
+        if hf::left_out(name, dialect, u64::MAX).is_some() {
+            continue;
+        }
         let mut places = hf::places(name, dialect).expect("the tensor is known");
         if name.contains("query_key_value") {
             // The file keeps them in one.
             places.truncate(1);
             places[0] = Place::whole(places[0].name.replace("attn_q", "attn_qkv"), None);
         }
-        if name.contains("mamba.in_proj") {
+        if name.ends_with(".in_proj.weight") {
             places.truncate(1);
             places[0] = Place::whole(places[0].name.replace("attn_qkv", "ssm_in"), None);
         }
         for mut place in places {
             let (mut shape, mut data) = (shape.clone(), data.clone());
             place.stored.turn(&mut data);
-            if name.contains(".mamba.") {
-                shape = of_mamba(&place.name, &shape, heads("mamba_n_groups"));
+            if adding {
+                shape = of_mamba(&place.name, &shape, groups as usize);
             }
             if tiny.config["num_local_experts"] == 0 {
                 place.name = place.name.replace("_shexp.", ".");
@@ -87,8 +92,8 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect) -> Vec<Written> {
                 let part = shape[rows] * shape[rows + 1];
                 data = data.chunks_exact(2 * part).flat_map(|e| e[half * part..][..part].to_vec()).collect();
             }
-            // The converter interleaves these rows, too, although the model has no RoPE.
-            let unrotated = family.name == "granitehybrid";
+            // The converter interleaves these rows, too, although the models have no RoPE.
+            let unrotated = adding;
             if (family.interleaved || unrotated) && !dialect.interleaved {
                 let cols = shape.last().copied().unwrap_or(1);
                 match place.name.as_str() {

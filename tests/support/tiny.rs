@@ -228,7 +228,7 @@ impl Tiny {
             let keys = latent::keys(meta, &self.config);
             return write(path, &keys, latent::tensors(self, dialect, false));
         }
-        let own = || (architecture == "granitehybrid").then(|| gptoss::keys(meta));
+        let own = || ["granitehybrid", "nemotron_h_moe"].contains(&architecture).then(|| gptoss::keys(meta));
         if let Some(keys) = routed::keys(&self.name).or_else(own) {
             return write(path, &keys, routed::tensors(self, dialect));
         }

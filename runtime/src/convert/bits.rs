@@ -6,6 +6,7 @@
 
 use super::calibration::Calibration;
 use crate::error::Result;
+use crate::format::dollop::part_name;
 use crate::model::file::NestedFile;
 use crate::quant::PLANE_BITS;
 
@@ -100,7 +101,7 @@ pub(super) fn choices(
     let mut all = Vec::new();
     for &layer in layers {
         let Some(table) = file.layer_experts(layer)? else { continue };
-        let weights: u64 = table.shapes.iter().map(|s| (s.rows * s.cols) as u64).sum();
+        let weights: u64 = table.stored_shapes().iter().map(|s| (s.rows * s.cols) as u64).sum();
         let stored = table.level().planes();
         let cost =
             |p: usize| if bytes { table.plane_bytes(p) as u64 } else { weights * u64::from(PLANE_BITS[p]) };
@@ -123,7 +124,8 @@ pub(super) fn choices(
 /// is how often the expert was chosen. If that was not counted either, all experts have the same weight.
 fn uses(calibration: Option<&Calibration>, layer: usize, count: usize) -> Vec<f64> {
     let counted = || {
-        let inputs = calibration?.get(&format!("blk.{layer}.ffn_gate_exps.weight"))?;
+        let of = |part| calibration?.get(&part_name(layer, part));
+        let inputs = of("gate").or_else(|| of("up"))?;
         let sum: f32 = inputs.counts.iter().sum();
         // If no token was counted, dividing by the sum would make every weight NaN.
         (inputs.counts.len() == count && sum > 0.0)

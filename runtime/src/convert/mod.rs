@@ -374,18 +374,19 @@ impl Job<'_> {
 
     fn experts(
         &mut self,
-        names: &[String; 3],
-        shapes: &[Shape; 3],
-        rotations: &[Option<Rotation>; 3],
+        names: &[String],
+        shapes: &[Shape],
+        rotations: &[Option<Rotation>],
         experts: usize,
         level: Level,
         planes: &[(usize, usize)],
     ) -> Result<(), JobError> {
+        let count = names.len();
         // Go expert by expert, so that the parts of a slab are written close together.
         let part = |p: usize, m: usize| shapes[..m].iter().map(|s| s.plane(p).len).sum::<usize>();
-        let works: Vec<Work> = (0..3 * experts)
+        let works: Vec<Work> = (0..count * experts)
             .map(|i| {
-                let (expert, m) = (i / 3, i % 3);
+                let (expert, m) = (i / count, i % count);
                 let place = |(p, &(index, stride))| (index, (expert * stride + part(p, m)) as u64);
                 let places = planes.iter().enumerate().map(place).collect();
                 let (name, shape, rotation) = (&names[m], shapes[m], rotations[m]);
@@ -394,14 +395,16 @@ impl Job<'_> {
             .collect();
         let summaries = self.encode(&works)?;
         for (p, &(index, stride)) in planes.iter().enumerate() {
-            for (e, parts) in summaries.chunks_exact(3).enumerate() {
+            for (e, parts) in summaries.chunks_exact(count).enumerate() {
                 let mut slab = Hasher::new();
                 parts.iter().for_each(|part| slab.combine(&part.checksums[p]));
-                self.encoder.pad((index, (e * stride) as u64), part(p, 3)..stride, &mut slab)?;
+                self.encoder.pad((index, (e * stride) as u64), part(p, count)..stride, &mut slab)?;
                 self.checksum(&[slab]);
             }
         }
-        (0..3).flat_map(|m| summaries.iter().skip(m).step_by(3)).for_each(|summary| self.table(summary));
+        (0..count)
+            .flat_map(|m| summaries.iter().skip(m).step_by(count))
+            .for_each(|summary| self.table(summary));
         self.advance(names.iter().map(|n| self.encoder.source.tensor_bytes(n)).sum())?;
         names.iter().for_each(|n| self.encoder.source.release(n));
         Ok(())

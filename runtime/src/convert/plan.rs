@@ -46,9 +46,10 @@ pub(super) enum Target {
     },
     /// `planes`: tensor index and slab stride in bytes of each plane.
     Experts {
-        names: [String; 3],
-        shapes: [Shape; 3],
-        rotations: [Option<Rotation>; 3],
+        /// Names, shapes and rotations of an expert's matrices, in slab order.
+        names: Vec<String>,
+        shapes: Vec<Shape>,
+        rotations: Vec<Option<Rotation>>,
         experts: usize,
         level: Level,
         planes: Vec<(usize, usize)>,
@@ -91,7 +92,8 @@ fn level_of(options: &ConvertOptions, name: &str) -> Level {
 
 impl Plan {
     pub(super) fn new(source: &Source, options: &ConvertOptions) -> Result<Plan> {
-        let alignment = alignment(source, options);
+        let spec = Spec::from_metadata(source.metadata())?;
+        let alignment = alignment(source, options, &spec);
         let mut plan = Plan {
             metadata: keys(source),
             tensors: Vec::new(),
@@ -100,15 +102,15 @@ impl Plan {
             alignment,
             weights: 0,
         };
-        let spec = Spec::from_metadata(source.metadata())?;
         // Small tensors stay f32: norms, biases, routers, rope factors.
         let declared = weights::declared(&spec, &|name| source.rows(name));
         let small: HashSet<&str> = declared.iter().filter(|d| d.stays_f32).map(|d| d.name.as_str()).collect();
         let mut entries = Vec::new();
         let mut checksums = 0;
+        let first = first_stack(&spec);
         for name in source.names() {
             let shape = source.shape(name).expect("names have shapes");
-            match (name.strip_suffix(".ffn_gate_exps.weight"), shape) {
+            match (name.strip_suffix(first), shape) {
                 _ if small.contains(name) => {
                     let index = plan.declare(
                         name.to_owned(),
@@ -118,7 +120,7 @@ impl Plan {
                     plan.targets.push(Target::Plain { name: name.to_owned(), index });
                 }
                 (Some(block), &[experts, ..]) => {
-                    checksums += plan.experts(source, options, block, experts, &mut entries)?;
+                    checksums += plan.experts(source, options, (&spec, block), experts, &mut entries)?;
                 }
                 (_, &[_, _, _]) => {}
                 (_, &[rows, cols]) => {
@@ -175,18 +177,21 @@ impl Plan {
         &mut self,
         source: &Source,
         options: &ConvertOptions,
-        block: &str,
+        (spec, block): (&Spec, &str),
         experts: usize,
         entries: &mut Vec<MatrixEntry>,
     ) -> Result<usize> {
         let layer: usize = block.strip_prefix("blk.").and_then(|n| n.parse().ok()).ok_or_else(|| {
             Error::malformed(
-                format!("tensor `{block}.ffn_gate_exps.weight`"),
+                format!("tensor `{block}{}`", first_stack(spec)),
                 "has no layer number in its name",
             )
         })?;
-        let names = PARTS.map(|part| part_name(layer, part));
-        // A slab holds planes of gate, up and down, so either all three keep table codes or none does.
+        let mut names = PARTS.map(|part| part_name(layer, part)).to_vec();
+        if !spec.family.gated_blocks {
+            names.remove(0);
+        }
+        // A slab holds planes of all matrices, so either all keep table codes or none does.
         let is_table = |name: &String| {
             source.dtype(name).and_then(quant::kept).is_some_and(|params| params.table().is_some())
         };
@@ -207,7 +212,6 @@ impl Plan {
                 None => return Err(Error::malformed(field(), "the file has no such tensor")),
             }
         }
-        let shapes: [Shape; 3] = shapes.try_into().expect("three parts");
         let level = stored_level(options.max_level, &shapes);
         let planes = (0..level.planes()).map(|p| {
             let slab: usize = shapes.iter().map(|s| s.plane(p).len).sum();
@@ -216,10 +220,10 @@ impl Plan {
         });
         let planes: Vec<_> = planes.collect();
         let rotations = rotations(source, options, &names, &shapes);
-        for ((name, shape), rotation) in names.iter().zip(shapes).zip(rotations) {
+        for ((name, shape), rotation) in names.iter().zip(&shapes).zip(&rotations) {
             self.weights += (experts * shape.rows * shape.cols) as u64;
             let rotation = if rotation.is_some() { Rotation::KIND } else { 0 };
-            entries.push(MatrixEntry { rotation, ..entry(name, shape, experts, level) });
+            entries.push(MatrixEntry { rotation, ..entry(name, *shape, experts, level) });
         }
         let slabs = planes.len() * experts;
         self.targets.push(Target::Experts { names, shapes, rotations, experts, level, planes });
@@ -241,15 +245,15 @@ fn entry(name: &str, shape: Shape, experts: usize, level: Level) -> MatrixEntry 
     }
 }
 
-/// Rotations of the inputs of a layer's gate, up and down. Only matrices encoded with error feedback are
+/// Rotations of the inputs of a layer's gate (if there is one), up and down. Only matrices encoded with error feedback are
 /// rotated: without it, rotation loses more than it gains (`benches/records/nested-codec.md`). Gate and up
 /// have the same inputs.
 fn rotations(
     source: &Source,
     options: &ConvertOptions,
-    names: &[String; 3],
-    shapes: &[Shape; 3],
-) -> [Option<Rotation>; 3] {
+    names: &[String],
+    shapes: &[Shape],
+) -> Vec<Option<Rotation>> {
     let rows = options.calibration.as_ref().and_then(|c| c.rows()).filter(|_| options.rotate);
     let fed_back = |part: usize| {
         let ty = source.dtype(&names[part]);
@@ -257,8 +261,9 @@ fn rotations(
         !kept && rows.is_some_and(|rows| rows.has_any(&inputs_of(&names[part])))
     };
     let of = |part: usize, is: bool| Rotation::of(shapes[part].cols).filter(|_| is);
-    let both = fed_back(0) && fed_back(1);
-    [of(0, both), of(1, both), of(2, fed_back(2))]
+    let down = names.len() - 1;
+    let first = (0..down).all(fed_back);
+    (0..names.len()).map(|part| of(part, if part < down { first } else { fed_back(part) })).collect()
 }
 
 /// The level to store matrices at if `level` is requested. Table codes have 4 bits and lose nothing, so they
@@ -292,10 +297,16 @@ fn shape_of(
     Ok(Shape::new(rows, cols, group)?.with(params))
 }
 
-fn alignment(source: &Source, options: &ConvertOptions) -> u64 {
-    let slab = source.names().filter(|n| n.contains(".ffn_gate_exps.")).find_map(|name| {
+/// The end of the names of the first stack of a layer's experts.
+fn first_stack(spec: &Spec) -> &'static str {
+    if spec.family.gated_blocks { ".ffn_gate_exps.weight" } else { ".ffn_up_exps.weight" }
+}
+
+fn alignment(source: &Source, options: &ConvertOptions, spec: &Spec) -> u64 {
+    let parts = PARTS.len() - usize::from(!spec.family.gated_blocks);
+    let slab = source.names().filter(|n| n.ends_with(first_stack(spec))).find_map(|name| {
         let &[_, rows, cols] = source.shape(name)? else { return None };
-        Some(3 * shape_of(source, options, name, (rows, cols), true).ok()?.plane(0).len)
+        Some(parts * shape_of(source, options, name, (rows, cols), true).ok()?.plane(0).len)
     });
     if slab.is_some_and(|bytes| bytes >= LARGE_SLAB_BYTES) { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT }
 }

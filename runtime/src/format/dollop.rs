@@ -5,8 +5,8 @@
 //!   as parallel arrays (`dollop.matrix.{names,rows,cols,experts,group,level}`);
 //! - for each dense matrix `X.weight`, a byte tensor `X.planes` with its planes one after another;
 //! - for each layer with experts and each plane `p`, a byte tensor `blk.N.ffn_exps.plane{p}` of equal slabs,
-//!   one per expert. A slab holds the plane's gate, up and down parts. Slabs are aligned, so that one direct
-//!   read fetches a slab;
+//!   one per expert. A slab holds the plane's gate, up and down parts; in families without gates, up and down.
+//!   Slabs are aligned, so that one direct read fetches a slab;
 //! - since version 3, for matrices that need it: how group parameters are stored (`dollop.matrix.params`),
 //!   and how an expert's inputs are rotated (`dollop.matrix.rotation`);
 //! - since version 4, if experts of a layer are stored at different levels: the level of each expert

@@ -387,6 +387,8 @@ pub enum Activation {
     Swiglu,
     /// `gelu(g) · u`, with the tanh approximation of gelu (arXiv 2002.05202; 1606.08415, section 2).
     Geglu,
+    /// `max(g, 0) · u`. Without a gate `g` is `u`, and this is the squared relu.
+    Reglu,
     /// `g' · sigmoid(alpha · g') · (u' + 1)` with `g' = min(g, limit)` and `u'` within `±limit` (gpt-oss).
     Clamped {
         /// Steepness of the sigmoid.

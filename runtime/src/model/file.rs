@@ -198,12 +198,12 @@ impl NestedFile {
 
     /// The highest stored level of each expert, by layer.
     pub fn expert_levels(&self) -> Vec<(usize, Vec<u8>)> {
-        let gates = self.directory.matrices.iter().filter_map(|m| {
-            let layer = m.name.strip_prefix("blk.")?.strip_suffix(".ffn_gate_exps.weight")?;
+        let ups = self.directory.matrices.iter().filter_map(|m| {
+            let layer = m.name.strip_prefix("blk.")?.strip_suffix(".ffn_up_exps.weight")?;
             let even = || vec![m.level; m.experts];
             Some((layer.parse().ok()?, if m.levels.is_empty() { even() } else { m.levels.clone() }))
         });
-        gates.collect()
+        ups.collect()
     }
 
     /// Where the experts of a layer lie in the file; `None` for a dense layer.
@@ -212,7 +212,9 @@ impl NestedFile {
     /// `Malformed` if the tables contradict each other.
     pub fn layer_experts(&self, layer: usize) -> Result<Option<LayerExperts>> {
         let parts = PARTS.map(|part| self.directory.matrix(&part_name(layer, part)));
-        let [Some(gate), Some(up), Some(down)] = parts else { return Ok(None) };
+        let [gate, Some(up), Some(down)] = parts else { return Ok(None) };
+        let gated = gate.is_some();
+        let gate = gate.unwrap_or(up);
         let parts = [gate, up, down];
         let shapes = [shape(gate.0)?, shape(up.0)?, shape(down.0)?];
         let (count, stored) = (gate.0.experts, shapes[0].1);
@@ -235,6 +237,7 @@ impl NestedFile {
                 "gate and up have the same inputs, and differ in their rotation",
             ));
         }
+        let unstored = usize::from(!gated);
         let mut planes = Vec::new();
         for p in 0..stored.planes() {
             let name = slabs_name(layer, p);
@@ -242,7 +245,7 @@ impl NestedFile {
             let slots = slots(gate.0, p);
             let there = slots.iter().flatten().count().max(if slots.is_empty() { count } else { 1 });
             let stride = range.len() / there;
-            let least: usize = shapes.iter().map(|(shape, _)| shape.plane(p).len).sum();
+            let least: usize = shapes[unstored..].iter().map(|(shape, _)| shape.plane(p).len).sum();
             let sums = self.checksums.get(&name).filter(|sums| sums.len() == there);
             let (Some(sums), true) = (sums, stride * there == range.len() && stride >= least) else {
                 return Err(Error::malformed(name, format!("{} bytes for {there} experts", range.len())));
@@ -251,13 +254,15 @@ impl NestedFile {
         }
         let per_expert = |e: usize| parts.map(|(_, first)| first + e);
         Ok(Some(LayerExperts {
+            gated,
             shapes: shapes.map(|(shape, _)| shape),
             rotations,
             fits: (0..count).map(|e| per_expert(e).map(|i| self.fits[i])).collect(),
             errors: (0..count)
                 .map(|e| {
                     let of = per_expert(e).map(|i| self.errors[i]);
-                    std::array::from_fn(|level| of.iter().map(|e| e[level]).sum::<f32>() / 3.0)
+                    let of = &of[unstored..];
+                    std::array::from_fn(|level| of.iter().map(|e| e[level]).sum::<f32>() / of.len() as f32)
                 })
                 .collect(),
             planes,

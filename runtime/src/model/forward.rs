@@ -170,6 +170,7 @@ impl Model {
             match &layer.ffn {
                 Ffn::Dense(ffn) => self.dense(b, s, ffn, layer, i, n),
                 Ffn::Moe(moe) => self.moe(b, s, moe, layer, i, n)?,
+                Ffn::Nothing => {}
             }
             if let Some(part) = &layer.per_layer {
                 self.take_in(b, s, (layer, part), i, n);

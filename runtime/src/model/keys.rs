@@ -145,6 +145,11 @@ pub fn check(meta: &Metadata, family: &Family) -> Result<()> {
                 true
             }
             "logit_scale" | "residual_scale" if family.multipliers => true,
+            // Another name of the same number.
+            "attention.layer_norm_epsilon" => {
+                let usual = meta.f32(&format!("{prefix}attention.layer_norm_rms_epsilon"))?;
+                usual.is_none() || meta.f32(key)? == usual
+            }
             _ if DELTA.contains(&name) && family.delta.is_some() => true,
             // Limits of activations, by layer; 0 means none.
             "swiglu_clamp_exp" | "swiglu_clamp_shexp" => {

@@ -28,7 +28,7 @@ pub enum MemorySpec {
 /// Dimensions of a layer's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvSpec {
-    /// Key/value heads; 0 if the layer reads another layer's cache.
+    /// Key/value heads; 0 if the layer has no cache, or reads another layer's.
     pub heads: usize,
     /// Dimension of a key.
     pub head_dim: usize,
@@ -49,6 +49,7 @@ impl LayerSpec {
             }
             MixerSpec::Conv { taps } => MemorySpec::State((taps - 1) * d),
             MixerSpec::Delta(delta) => MemorySpec::State(delta.state_values()),
+            MixerSpec::Nothing => MemorySpec::Kv(KvSpec { heads: 0, head_dim: 1, v_dim: 1, window: None }),
         }
     }
 }

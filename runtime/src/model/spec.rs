@@ -1,6 +1,7 @@
 //! The specification of a model: what each layer computes. It is resolved and checked once, from the file's
 //! keys and the model family; it knows no weights.
 
+mod blocks;
 mod delta;
 mod latent;
 mod positions;
@@ -10,8 +11,9 @@ use super::families::{Family, Heads};
 use super::keys;
 use super::rope::RopeConfig;
 use crate::error::{Error, Result};
-use crate::format::{Metadata, Value};
+use crate::format::Metadata;
 use crate::kernels::{Activation, RopeTable, Router, Uses};
+use blocks::{feed_forwards, kv_heads, kv_sources, layers};
 pub use delta::DeltaSpec;
 pub use latent::LatentSpec;
 use positions::windows;
@@ -63,6 +65,8 @@ pub struct LayerSpec {
     pub mixer: MixerSpec,
     /// A feed-forward block or experts.
     pub ffn: FfnSpec,
+    /// Whether the layer has a feed-forward block or experts at all.
+    pub feeds: bool,
     /// Whether mixer and feed-forward read the normed stream.
     pub pre_norms: bool,
     /// Whether the outputs of mixer and feed-forward are normed before they are added.
@@ -83,6 +87,8 @@ pub enum MixerSpec {
     },
     /// A gated delta net.
     Delta(DeltaSpec),
+    /// Nothing: the layer is a feed-forward block.
+    Nothing,
 }
 
 impl LayerSpec {
@@ -90,8 +96,13 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             MixerSpec::Attention(a) => Some(a),
-            MixerSpec::Conv { .. } | MixerSpec::Delta(_) => None,
+            MixerSpec::Conv { .. } | MixerSpec::Delta(_) | MixerSpec::Nothing => None,
         }
+    }
+
+    /// Whether the layer has a recurrent state.
+    fn is_recurrent(&self) -> bool {
+        matches!(self.mixer, MixerSpec::Conv { .. } | MixerSpec::Delta(_))
     }
 }
 
@@ -102,6 +113,8 @@ pub struct FfnSpec {
     pub router: Option<Router>,
     /// The activation between gate, up and down.
     pub activation: Activation,
+    /// Whether blocks and experts have a gate; if not, up is also the gate.
+    pub gated: bool,
     /// Whether router and experts have biases.
     pub biases: bool,
     /// Whether a dense block runs in parallel with the routed experts. Both, and the router, then have their
@@ -237,7 +250,9 @@ impl Spec {
         let with_window = |window: Option<usize>| attention(&keys, family, d, layers, window);
         let [full, local] = [with_window(None)?, with_window(Some(0))?];
         let ropes = positions::ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
-        let norm_eps = keys.positive("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
+        let eps = keys.positive("attention.layer_norm_rms_epsilon")?;
+        // Some converters write only the other name.
+        let norm_eps = eps.or(keys.positive("attention.layer_norm_epsilon")?).ok_or_else(|| {
             Error::malformed(keys.key("attention.layer_norm_rms_epsilon"), "the key is missing")
         })?;
         let (residual, logit_divisor) = multipliers(&keys, family)?;
@@ -247,14 +262,17 @@ impl Spec {
         let ffn = FfnSpec {
             router,
             activation: activation(&keys, family)?,
+            gated: family.gated_blocks,
             biases: family.biases,
             beside: family.beside,
             choice_bias,
         };
         let taps = taps(&keys, family)?;
         let (delta, is_delta) = deltas(&keys, family, layers)?;
+        let alone = if family.one_block { feed_forwards(&keys, layers)? } else { vec![false; layers] };
         let layer = |(layer, window): (usize, Option<usize>)| -> Result<LayerSpec> {
             let mixer = match (kv_heads[layer], taps, delta.filter(|_| is_delta[layer])) {
+                _ if alone[layer] => MixerSpec::Nothing,
                 (_, _, Some(delta)) => MixerSpec::Delta(delta),
                 (Some(0), Some(taps), None) => MixerSpec::Conv { taps },
                 (_, _, None) if family.latent => {
@@ -269,7 +287,8 @@ impl Spec {
                 }
             };
             let Family { pre_norms, sandwich, layer_scales: scaled, .. } = *family;
-            Ok(LayerSpec { mixer, ffn, pre_norms, sandwich, scaled })
+            let feeds = !family.one_block || alone[layer];
+            Ok(LayerSpec { mixer, ffn, feeds, pre_norms, sandwich, scaled })
         };
         // A file may claim many layers: the vector grows only as specifications are built.
         let mut all = Vec::with_capacity(windows.len());
@@ -294,7 +313,7 @@ impl Spec {
 
     /// The router, if the model has experts. All layers with experts share its parameters.
     pub fn router(&self) -> Option<Router> {
-        self.layers.iter().find_map(|l| l.ffn.router)
+        self.layers.iter().filter(|l| l.feeds).find_map(|l| l.ffn.router)
     }
 
     /// Sets the number of experts per token in every layer.
@@ -306,7 +325,7 @@ impl Spec {
     pub fn delta(&self) -> Option<&DeltaSpec> {
         self.layers.iter().find_map(|l| match &l.mixer {
             MixerSpec::Delta(delta) => Some(delta),
-            MixerSpec::Attention(_) | MixerSpec::Conv { .. } => None,
+            MixerSpec::Attention(_) | MixerSpec::Conv { .. } | MixerSpec::Nothing => None,
         })
     }
 
@@ -324,7 +343,7 @@ impl Spec {
 
     /// Whether any layer has a recurrent state.
     pub fn is_recurrent(&self) -> bool {
-        self.layers.iter().any(|l| l.attention().is_none())
+        self.layers.iter().any(LayerSpec::is_recurrent)
     }
 
     /// Values per token of the attention gates; 0 if there are none.
@@ -362,43 +381,13 @@ impl Spec {
     /// The last layer with memory of its own. Later layers only read caches that are already filled, so after it the
     /// forward pass can drop positions whose logits are not needed.
     pub fn last_with_kv(&self) -> usize {
-        let own = |l: &LayerSpec| l.attention().is_none_or(|a| a.kv_of.is_none());
+        let own = |l: &LayerSpec| l.is_recurrent() || l.attention().is_some_and(|a| a.kv_of.is_none());
         self.layers.iter().rposition(own).unwrap_or(0)
     }
 
     /// The maximum of `of` over all attention layers.
     pub fn most(&self, of: impl Fn(&AttentionSpec) -> usize) -> usize {
         self.layers.iter().filter_map(LayerSpec::attention).map(of).max().unwrap_or(0)
-    }
-}
-
-/// The number of layers to run. Draft-head layers are stored after them and not run.
-fn layers(keys: &Keys) -> Result<usize> {
-    let blocks = keys.required("block_count", MAX_LAYERS)?;
-    let draft = keys.optional("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
-    blocks.checked_sub(draft).filter(|&layers| layers > 0).ok_or_else(|| {
-        let what = format!("{draft} draft layers leave none of {blocks} layers");
-        Error::malformed(keys.key("nextn_predict_layers"), what)
-    })
-}
-
-/// Key/value heads of each layer: one number for all, or a list. `None` means as many as query heads; 0 means
-/// no attention.
-fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
-    const NAME: &str = "attention.head_count_kv";
-    let key = keys.key(NAME);
-    if !matches!(keys.meta.get(&key), Some(Value::Array(_))) {
-        return Ok(vec![keys.optional(NAME, MAX_HEADS)?; layers]);
-    }
-    let listed = keys.meta.u64s(&key)?.unwrap_or_default();
-    let blocks = keys.required("block_count", MAX_LAYERS)?;
-    match listed.iter().find(|&&n| n > MAX_HEADS) {
-        // The list may continue with the layers of a draft head, which are not run.
-        _ if listed.len() != layers && listed.len() != blocks => {
-            Err(Error::malformed(key, format!("{} entries for {layers} layers", listed.len())))
-        }
-        Some(n) => Err(Error::malformed(key, format!("{n} is more than the {MAX_HEADS} that are supported"))),
-        None => Ok(listed.into_iter().take(layers).map(|n| Some(n as usize)).collect()),
     }
 }
 
@@ -427,23 +416,6 @@ fn taps(keys: &Keys, family: &Family) -> Result<Option<usize>> {
         1 => Err(Error::malformed(keys.key(keys::TAPS), "a token must see more than itself")),
         taps => Ok(Some(taps)),
     }
-}
-
-/// For each layer, the layer whose KV cache it reads. The last `shared_kv_layers` layers have no cache. Each
-/// reads that of the last earlier layer of its kind (window or full).
-fn kv_sources(keys: &Keys, windows: &[Option<usize>]) -> Result<Vec<Option<usize>>> {
-    const NAME: &str = "attention.shared_kv_layers";
-    let shared = keys.optional(NAME, MAX_LAYERS)?.unwrap_or(0);
-    let wrong = |what: &str| Error::malformed(keys.key(NAME), format!("{shared}: {what}"));
-    let own = windows.len().checked_sub(shared).ok_or_else(|| wrong("the model has fewer layers"))?;
-    let source = |layer: usize| -> Result<Option<usize>> {
-        if layer < own {
-            return Ok(None);
-        }
-        let found = (0..own).rev().find(|&l| windows[l].is_some() == windows[layer].is_some());
-        found.map(Some).ok_or_else(|| wrong("no earlier layer of the same kind has a KV cache"))
-    };
-    (0..windows.len()).map(source).collect()
 }
 
 /// Dimension of query, key and value heads, for window layers or for full-attention layers.

@@ -12,7 +12,7 @@ pub use mixer::{Attention, Conv, Mixer};
 
 use super::embedding::Embedding;
 use super::rope::Scaling;
-use super::spec::{LayerSpec, Spec};
+use super::spec::{LayerSpec, MixerSpec, Spec};
 use super::tensors::{Declared, Held, Met, Tensors, part};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
@@ -75,9 +75,22 @@ impl LayerOf<'_> {
         format!("blk.{}.{part}", self.layer)
     }
 
+    /// Whether the layer mixes tokens.
+    fn mixes(&self) -> bool {
+        self.spec.mixer != MixerSpec::Nothing
+    }
+
+    /// Name of the norm before the feed-forward block. A layer of one block has one name for its norm.
+    fn ffn_norm(&self) -> &'static str {
+        if self.mixes() { "ffn_norm.weight" } else { "attn_norm.weight" }
+    }
+
     /// The router, if the file has expert tensors for this layer.
     fn routed(&self) -> Option<Router> {
-        self.spec.ffn.router.filter(|_| (self.rows)(&part_name(self.layer, PARTS[0])).is_some())
+        self.spec
+            .ffn
+            .router
+            .filter(|_| self.spec.feeds && (self.rows)(&part_name(self.layer, PARTS[1])).is_some())
     }
 
     /// Rows of the gate and up matrices.
@@ -85,26 +98,27 @@ impl LayerOf<'_> {
         (self.rows)(&self.name(&format!("ffn_up{suffix}.weight")))
     }
 
-    /// The three matrices of a feed-forward block.
+    /// The matrices of a feed-forward block.
     fn block(&self, suffix: &str) -> [Declared; 3] {
         let (d, ff) = (self.d, self.width(suffix).unwrap_or(0));
         let part = |part: &str, rows, cols| {
             Declared::matrix(self.name(&format!("ffn_{part}{suffix}.weight")), rows, cols)
         };
-        [part("gate", ff, d), part("up", ff, d), part("down", d, ff)]
+        [part("gate", ff, d).only_if(self.spec.ffn.gated), part("up", ff, d), part("down", d, ff)]
     }
 
-    /// The matrices of a shared expert: all three or none.
+    /// The matrices of a shared expert: all or none.
     fn shared(&self) -> [Declared; 3] {
         let is = self.width("_shexp").is_some();
-        self.block("_shexp").map(|part| part.only_if(is))
+        self.block("_shexp").map(|part| if is { part } else { part.only_if(false) })
     }
 
     /// The stacked matrices of the routed experts.
     fn stacks(&self, experts: usize) -> [Declared; 3] {
         let (d, ff) = (self.d, self.width("_exps").unwrap_or(0));
         let stack = |part, rows, cols| Declared::stack(part_name(self.layer, part), experts, rows, cols);
-        [stack(PARTS[0], ff, d), stack(PARTS[1], ff, d), stack(PARTS[2], d, ff)]
+        let gate = stack(PARTS[0], ff, d).only_if(self.spec.ffn.gated);
+        [gate, stack(PARTS[1], ff, d), stack(PARTS[2], d, ff)]
     }
 }
 
@@ -113,7 +127,7 @@ part! {
     Layer(of: LayerOf) {
         /// `[d]`.
         first norm: Option<Vec<f32>> =
-            Declared::vector(of.name("attn_norm.weight"), of.d).only_if(of.spec.pre_norms);
+            Declared::vector(of.name("attn_norm.weight"), of.d).only_if(of.spec.pre_norms && of.mixes());
         /// Attention, or its replacement.
         first mixer: Mixer = of;
         /// `[d]`: norm of the mixer's output.
@@ -121,7 +135,7 @@ part! {
             Declared::vector(of.name("post_attention_norm.weight"), of.d).only_if(of.spec.sandwich);
         /// `[d]`.
         first ffn_norm: Option<Vec<f32>> =
-            Declared::vector(of.name("ffn_norm.weight"), of.d).only_if(of.spec.pre_norms);
+            Declared::vector(of.name(of.ffn_norm()), of.d).only_if(of.spec.pre_norms && of.spec.feeds);
         /// Routed experts or one dense block.
         first ffn: Ffn = of;
         /// `[d]`: norm of the feed-forward output.
@@ -296,7 +310,7 @@ impl Weights {
                 None if routed.is_empty() => {}
                 None => {
                     let what = "the file has experts but its config has none";
-                    return Err(Error::malformed(part_name(layer, PARTS[0]), what));
+                    return Err(Error::malformed(part_name(layer, PARTS[1]), what));
                 }
             }
             experts.push(routed);
@@ -405,10 +419,14 @@ fn check_experts(of: &LayerOf, experts: &[Expert], want: usize) -> Result<()> {
     let stacks = of.stacks(want);
     if experts.len() != want {
         let reason = format!("{} experts; the config asks for {want}", experts.len());
-        return Err(Error::malformed(stacks[0].name.clone(), reason));
+        return Err(Error::malformed(stacks[1].name.clone(), reason));
     }
     for e in experts {
-        for (stack, m) in stacks.iter().zip([&e.gate, &e.up, &e.down]) {
+        if e.gate.is_some() != stacks[0].is_known() {
+            let what = "the file's experts have a gate and the family's have none, or the other way around";
+            return Err(Error::malformed(stacks[0].name.clone(), what));
+        }
+        for (stack, m) in stacks.iter().filter(|stack| stack.is_known()).zip(e.matrices()) {
             stack.check(Some(&[want, m.rows(), m.cols()]), "")?;
         }
     }

@@ -345,7 +345,7 @@ fn routers(engine: &Engine) -> impl Iterator<Item = (usize, &Matrix)> {
     let layers = engine.model().weights.layers.iter().enumerate();
     layers.filter_map(|(i, layer)| match &layer.ffn {
         Ffn::Moe(moe) => Some((i, &moe.router)),
-        Ffn::Dense(_) => None,
+        Ffn::Dense(_) | Ffn::Nothing => None,
     })
 }
 

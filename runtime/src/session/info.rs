@@ -63,7 +63,7 @@ impl ModelInfo {
             experts_used: spec.router().map_or(0, |r| r.top_k),
             context: spec.context,
             vocab: weights.vocab(),
-            expert_width: experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0),
+            expert_width: experts.iter().flatten().map(|e| e.up.rows()).next().unwrap_or(0),
             parameters: 0,
             active_parameters: 0,
             active_bytes: 0,
@@ -83,7 +83,7 @@ impl ModelInfo {
         weights.layers.iter().flat_map(Layer::matrices).flatten().for_each(|m| add(m, true, true));
         for experts in experts {
             for (i, e) in experts.iter().enumerate() {
-                [&e.gate, &e.up, &e.down].into_iter().for_each(|m| add(m, true, i < used));
+                e.matrices().for_each(|m| add(m, true, i < used));
             }
         }
         // A tied head is the same matrix as the embedding, so it adds no weights. A token reads one row of
@@ -99,7 +99,7 @@ impl ModelInfo {
 /// Whether any expert has rotated inputs: of gate and up, and of down.
 pub(super) fn rotated(experts: &[Vec<Expert>]) -> [bool; 2] {
     let any = |of: fn(&Expert) -> &Matrix| experts.iter().flatten().any(|e| of(e).rotation().is_some());
-    [any(|e| &e.gate), any(|e| &e.down)]
+    [any(|e| &e.up), any(|e| &e.down)]
 }
 
 /// What describes a model's precision, besides the memory plan.

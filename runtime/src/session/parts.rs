@@ -98,7 +98,7 @@ impl Parts {
     /// Restricts all experts to a stored level.
     fn cut(&mut self, level: Level) {
         for expert in self.experts.iter_mut().flatten() {
-            for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
+            for m in expert.matrices_mut() {
                 if let Matrix::Nested(n) = m {
                     *n = n.at(level.min(n.level())).expect("the level is stored");
                 }
@@ -238,7 +238,7 @@ impl Parts {
     }
 
     fn ff_routed(&self) -> usize {
-        self.experts.iter().flatten().map(|e| e.gate.rows()).next().unwrap_or(0)
+        self.experts.iter().flatten().map(|e| e.up.rows()).next().unwrap_or(0)
     }
 
     /// Builds an engine whose weights are all in memory or mapped. If some experts get an extra plane,
@@ -373,7 +373,7 @@ fn level_of(experts: &[Vec<Expert>]) -> Option<Level> {
 }
 
 fn levels_of(experts: &[Vec<Expert>]) -> impl Iterator<Item = Level> {
-    experts.iter().flatten().filter_map(|e| match &e.gate {
+    experts.iter().flatten().filter_map(|e| match &e.up {
         Matrix::Nested(n) => Some(n.level()),
         Matrix::F32 { .. } => None,
     })

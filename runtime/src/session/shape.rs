@@ -34,13 +34,14 @@ impl Shape<'_> {
         let always = weights.layers.iter().filter_map(|l| match &l.ffn {
             Ffn::Dense(e) => Some(e),
             Ffn::Moe(moe) => moe.always(),
+            Ffn::Nothing => None,
         });
         Shape {
             spec,
             vocab: weights.vocab(),
             ff_routed,
             rotated,
-            ff_dense: always.map(|e| e.gate.rows()).max().unwrap_or(0),
+            ff_dense: always.map(|e| e.up.rows()).max().unwrap_or(0),
             single: weights.are_single(),
             gpu,
         }

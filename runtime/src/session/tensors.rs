@@ -53,13 +53,17 @@ impl Tensors for Reference {
         if shapes.iter().all(Option::is_none) {
             return Ok(None);
         }
+        let gated = shapes[0].is_some();
         let part = |m: usize, e: usize| match shapes[m] {
             Some(&[n, rows, cols]) if e < n => self.read(&names[m], e, rows, cols),
             _ => Err(Error::malformed(format!("tensor `{}`", names[m]), "is missing or no stack of experts")),
         };
-        let count = shapes[0].map_or(0, |s| s[0]);
+        let count = shapes[1].map_or(0, |s| s[0]);
         (0..count)
-            .map(|e| Ok(Expert { gate: part(0, e)?, up: part(1, e)?, down: part(2, e)?, place: None }))
+            .map(|e| {
+                let gate = gated.then(|| part(0, e)).transpose()?;
+                Ok(Expert { gate, up: part(1, e)?, down: part(2, e)?, place: None })
+            })
             .collect::<Result<_>>()
             .map(Some)
     }

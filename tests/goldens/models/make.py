@@ -69,6 +69,9 @@ EYES = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidd
 kinds_of = lambda letters: [dict(F="full_attention", L="linear_attention")[letter] for letter in letters]
 GRANITE4 = dict(GRANITE, mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=32, mamba_d_head=16, shared_intermediate_size=80, num_hidden_layers=4,
                 layer_types=kinds_of("LLFL"))
+NEMOTRON = dict(mamba_num_heads=8, mamba_head_dim=16, n_groups=2, ssm_state_size=32, head_dim=32, n_routed_experts=8, num_experts_per_tok=3,
+                moe_intermediate_size=48, moe_shared_expert_intermediate_size=80, routed_scaling_factor=2.5)
+blocks_of = lambda letters: [{"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}[letter] for letter in letters]
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
     "olmoe": ("Olmoe", dict(**MOE, num_key_value_heads=4), "old"),
@@ -153,6 +156,10 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "flexolmo": ("FlexOlmo", dict(num_experts=8, num_experts_per_tok=3, intermediate_size=48), "new"),
     "flexolmo-norm": ("FlexOlmo", dict(num_experts=8, num_experts_per_tok=3, intermediate_size=48, num_key_value_heads=4, norm_topk_prob=True,
                                        attention_bias=True), "old"),
+    "nemotronh": ("NemotronH", dict(NEMOTRON, layers_block_type=blocks_of("MEM*E")), "nemotron"),
+    "nemotronh-groups": ("NemotronH", dict(NEMOTRON, layers_block_type=blocks_of("*EM-E"), n_group=4, topk_group=2, norm_topk_prob=False, n_groups=4,
+                                           use_conv_bias=False), "new"),
+    "nemotronh-dense": ("NemotronH", dict(NEMOTRON, layers_block_type=blocks_of("M-*-M"), tie_word_embeddings=False), "nemotron"),
     "granitehybrid": ("GraniteMoeHybrid", dict(GRANITE4), "granite4"),
     "granitehybrid-dense": ("GraniteMoeHybrid", dict(GRANITE4, num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True, mamba_n_groups=1, logits_scaling=8.0,
                                                      mamba_conv_bias=False, layer_types=kinds_of("FLLL")), "new"),
@@ -267,6 +274,22 @@ def ling3_style(config):
     return c
 
 
+def nemotron_style(config, tensors):
+    """Nemotron 3 as it is published, with tensors of a draft head; or Nemotron-H, which has no experts."""
+    letters = dict(linear_attention="M", moe="E", full_attention="*", mlp="-")
+    c = dict(config, time_step_limit=[0.0, None], num_hidden_layers=len(config["layers_block_type"]))
+    c["hybrid_override_pattern"] = "".join(letters[kind] for kind in c.pop("layers_block_type"))
+    c.pop("mtp_layers_block_type")
+    if "E" in c["hybrid_override_pattern"]:
+        d = c["hidden_size"]
+        tensors += [[f"mtp.layers.0.{name}", shape, 0.3, 0.0] for name, shape in [("eh_proj.weight", [d, 2 * d]), ("enorm.weight", [d])]]
+        c["num_nextn_predict_layers"] = 1
+    else:
+        for key in [key for key in c if "moe" in key or "expert" in key or key in ("n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")]:
+            c.pop(key)
+    return c
+
+
 def old_style(config):
     """The keys as written by transformers 4."""
     c = dict(config)
@@ -360,6 +383,8 @@ def make(name, prefix, changes, style):
         written["num_nextn_predict_layers"] = 1
     if style == "ling":
         written = ling(written)
+    if style == "nemotron":
+        written = nemotron_style(written, tensors)
     if style == "hunyuan":
         # As published: a number for every layer.
         each = dict(moe_topk=written["moe_topk"], moe_intermediate_size=written["intermediate_size"], num_shared_expert=1)

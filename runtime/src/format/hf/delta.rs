@@ -6,8 +6,10 @@ use crate::format::Metadata;
 use serde_json::Value as Json;
 
 /// Keys that this module reads, or that are the same in all such models.
-pub(super) const READ: [&str; 34] = [
+pub(super) const READ: [&str; 41] = [
     "attn_output_gate",
+    "conv_kernel",
+    "expand",
     "full_attention_interval",
     "expert_swiglu_limit_list",
     "gated_attention_proj_granularity_type",
@@ -23,6 +25,9 @@ pub(super) const READ: [&str; 34] = [
     "linear_num_value_heads",
     "linear_value_head_dim",
     "mamba_chunk_size",
+    "mamba_head_dim",
+    "mamba_hidden_act",
+    "mamba_num_heads",
     "mamba_conv_bias",
     "mamba_d_conv",
     "mamba_d_head",
@@ -33,6 +38,8 @@ pub(super) const READ: [&str; 34] = [
     "mamba_proj_bias",
     "mamba_ssm_dtype",
     "mla_use_nope",
+    "n_groups",
+    "ssm_state_size",
     // These belong to a draft head, which we leave out.
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
@@ -80,24 +87,38 @@ fn adding(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
     if limits.filter_map(Json::as_f64).any(|limit| limit != 0.0) {
         return Err(Error::unsupported("config.json: time_step_limit is not supported"));
     }
-    if c.u64("num_local_experts")?.unwrap_or(0) == 0 {
+    if dialect.routed && c.u64("num_local_experts")?.unwrap_or(0) == 0 {
         // The shared expert is the dense block.
         number(m, dialect.architecture, "feed_forward_length", c.u64("shared_intermediate_size")?)?;
     }
-    let inner = c.require_u64("hidden_size")?.checked_mul(c.u64("mamba_expand")?.unwrap_or(2));
+    if c.str("mamba_hidden_act")?.is_some_and(|act| act != "silu") {
+        return Err(Error::unsupported("config.json: mamba_hidden_act other than `silu` is not supported"));
+    }
+    // Families have different names for these numbers.
+    let number_of = |names: [&str; 2], usual: u64| -> Result<u64> {
+        Ok(c.u64(names[0])?.or(c.u64(names[1])?).unwrap_or(usual))
+    };
+    let heads = number_of(["mamba_n_heads", "mamba_num_heads"], 128)?;
+    let inner = match c.u64("mamba_head_dim")? {
+        Some(dim) => heads.checked_mul(dim),
+        None => c.require_u64("hidden_size")?.checked_mul(c.u64("mamba_expand")?.unwrap_or(2)),
+    };
     let inner = inner.ok_or_else(|| Config::wrong("mamba_expand", "a smaller number"))?;
     for (key, value) in [
-        ("ssm.conv_kernel", c.u64("mamba_d_conv")?.unwrap_or(4)),
-        ("ssm.state_size", c.u64("mamba_d_state")?.unwrap_or(256)),
-        ("ssm.group_count", c.u64("mamba_n_groups")?.unwrap_or(1)),
-        ("ssm.time_step_rank", c.u64("mamba_n_heads")?.unwrap_or(128)),
+        ("ssm.conv_kernel", number_of(["mamba_d_conv", "conv_kernel"], 4)?),
+        ("ssm.state_size", number_of(["mamba_d_state", "ssm_state_size"], 256)?),
+        ("ssm.group_count", number_of(["mamba_n_groups", "n_groups"], 1)?),
+        ("ssm.time_step_rank", heads),
         ("ssm.inner_size", inner),
     ] {
         number(m, dialect.architecture, key, Some(value))?;
     }
-    let layers = c.require_u64("num_hidden_layers")?;
-    let nets = listed(c, layers)?.unwrap_or_else(|| vec![true; layers as usize]);
-    m.insert(format!("{}.attention.recurrent_layers", dialect.architecture), nets);
+    // In models whose layers are one block, the numbers of key/value heads say it.
+    if !dialect.one_block {
+        let layers = c.require_u64("num_hidden_layers")?;
+        let nets = listed(c, layers)?.unwrap_or_else(|| vec![true; layers as usize]);
+        m.insert(format!("{}.attention.recurrent_layers", dialect.architecture), nets);
+    }
     Ok(())
 }
 

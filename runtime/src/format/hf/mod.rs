@@ -4,6 +4,7 @@
 //! transformers 5 (`rope_parameters`). Keys are those of llama.cpp's converter; facts without a GGUF key are
 //! stored under `dollop.*`.
 
+mod blocks;
 mod conv;
 mod delta;
 mod generation;
@@ -46,6 +47,8 @@ pub struct Dialect {
     pub stacks: Stacks,
     /// Whether some layers are short convolutions (see `conv`).
     pub conv: bool,
+    /// Whether each layer is one block (see `blocks`).
+    pub one_block: bool,
     /// Whether the model uses latent attention (see `latent`).
     pub latent: bool,
     /// The defaults for DeepSeek's keys about experts (see `routers`), if the model uses those keys.
@@ -54,7 +57,7 @@ pub struct Dialect {
     pub draft_layers: bool,
     /// Whether the activation has the parameters `swiglu_alpha` and `swiglu_limit`.
     pub clamped: bool,
-    /// The required value of `hidden_act` and `hidden_activation`, if present.
+    /// The required value of `hidden_act`, `hidden_activation` and `mlp_hidden_act`, if present.
     pub activation: &'static str,
     /// Whether embeddings are multiplied by √d, rounded to the weights' type (`dtype`). The key `mup_enabled`
     /// switches it, and then nothing is rounded.
@@ -111,6 +114,7 @@ impl Dialect {
         sliding: None,
         stacks: Stacks::Halves,
         conv: false,
+        one_block: false,
         latent: false,
         sparse: None,
         draft_layers: false,
@@ -233,6 +237,9 @@ const UNSUPPORTED: [&str; 4] = [
     "use_bidirectional_attention",
 ];
 
+/// Names of the epsilon of norms.
+const EPSILONS: [&str; 3] = ["rms_norm_eps", "norm_eps", "layer_norm_epsilon"];
+
 /// Factors on embeddings, scores, residuals and logits, and their GGUF keys.
 const MULTIPLIERS: [(&str, &str); 4] = [
     ("attention_multiplier", "attention.scale"),
@@ -352,6 +359,9 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         c.json.entry(*key).or_insert_with(|| (*flag).into());
     }
     supported(&c, dialect)?;
+    if dialect.one_block {
+        blocks::count(&mut c)?;
+    }
 
     let mut m = Metadata::new();
     m.insert("general.architecture", arch);
@@ -371,6 +381,9 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     }
     positions::ropes(&c, dialect, &mut m)?;
     delta::layers(&c, dialect, &mut m)?;
+    if dialect.one_block {
+        blocks::keys(&c, &mut m, arch)?;
+    }
     scales(&c, dialect, &mut m)?;
     let unused: Vec<String> = c
         .json
@@ -379,6 +392,7 @@ pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
         .filter(|k| !(dialect.clamped && CLAMP.contains(&k.as_str())))
         .filter(|k| !(dialect.conv && conv::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.sparse.is_some() && routers::READ.contains(&k.as_str())))
+        .filter(|k| !(dialect.one_block && blocks::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.latent && latent::READ.contains(&k.as_str())))
         .filter(|k| !(dialect.delta.is_some() && delta::READ.contains(&k.as_str())))
         .cloned()
@@ -400,7 +414,7 @@ fn supported(c: &Config, dialect: &Dialect) -> Result<()> {
         );
         return Err(Error::unsupported(what));
     }
-    for key in ["hidden_act", "hidden_activation"] {
+    for key in ["hidden_act", "hidden_activation", "mlp_hidden_act"] {
         let want = dialect.activation;
         if let Some(act) = c.str(key)?.filter(|a| *a != want) {
             let what = format!("config.json: {key} `{act}` is not supported; `{want}` is");
@@ -462,7 +476,7 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     }
     m.insert(
         format!("{arch}.attention.layer_norm_rms_epsilon"),
-        c.f64("rms_norm_eps")?.or(c.f64("norm_eps")?).unwrap_or(1e-6) as f32,
+        EPSILONS.iter().find_map(|key| c.f64(key).transpose()).transpose()?.unwrap_or(1e-6) as f32,
     );
     if let Some(clip) = c.f64("clip_qkv")? {
         m.insert(format!("{arch}.attention.clamp_kqv"), clip as f32);

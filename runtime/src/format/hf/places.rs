@@ -241,8 +241,10 @@ pub fn left_out(name: &str, dialect: &Dialect, layers: u64) -> Option<&'static s
 /// The destinations of a tensor: one, or several for a combined tensor. Empty for buffers without weights;
 /// `None` for unknown names.
 pub fn places(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
-    // In a multimodal model, the text model's tensors have one of two prefixes.
-    let moved = name.strip_prefix("model.language_model.").map(|rest| format!("model.{rest}"));
+    // In a multimodal model, the text model's tensors have one of two prefixes. Models of one-block layers may have
+    // another.
+    let nested = name.strip_prefix("model.language_model.").or(name.strip_prefix("backbone."));
+    let moved = nested.map(|rest| format!("model.{rest}"));
     let inner = moved.as_deref().or(name.strip_prefix("language_model."));
     let mut places = of_text(inner.filter(|_| !dialect.left_out.is_empty()).unwrap_or(name), dialect)?;
     for place in &mut places {
@@ -319,13 +321,32 @@ fn latent(name: &str, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
     })
 }
 
+/// The usual name of a layer's tensor, if its module has another one. In a layer of one block the module is called
+/// `mixer`, whatever it is.
+fn usual(rest: &str) -> Option<String> {
+    if let Some(part) = rest.strip_prefix("attention.") {
+        return Some(format!("self_attn.{part}"));
+    }
+    let Some(part) = rest.strip_prefix("mixer.") else {
+        return (rest == "norm.weight").then(|| "input_layernorm.weight".into());
+    };
+    let module = match part.split('.').next()? {
+        "A_log" | "D" | "conv1d" | "dt_bias" | "in_proj" | "norm" | "out_proj" => "mamba",
+        "q_proj" | "k_proj" | "v_proj" | "o_proj" => "self_attn",
+        _ => "mlp",
+    };
+    Some(format!("{module}.{part}"))
+}
+
 fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let one = |name: String, expert| Some(vec![Place::whole(name, expert)]);
     match name {
-        "model.embed_tokens.weight" | "model.word_embeddings.weight" => {
+        "model.embed_tokens.weight" | "model.word_embeddings.weight" | "model.embeddings.weight" => {
             return one("token_embd.weight".into(), None);
         }
-        "model.norm.weight" | "model.embedding_norm.weight" => return one("output_norm.weight".into(), None),
+        "model.norm.weight" | "model.norm_f.weight" | "model.embedding_norm.weight" => {
+            return one("output_norm.weight".into(), None);
+        }
         "model.embed_tokens_per_layer.weight" => return one("per_layer_token_embd.weight".into(), None),
         "model.per_layer_model_projection.weight" => return one("per_layer_model_proj.weight".into(), None),
         "model.per_layer_projection_norm.weight" => return one("per_layer_proj_norm.weight".into(), None),
@@ -333,7 +354,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
         _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let moved = rest.strip_prefix("attention.").map(|rest| format!("self_attn.{rest}"));
+    let moved = usual(rest);
     let rest = moved.as_deref().unwrap_or(rest);
     let layer: usize = layer.parse().ok()?;
     let blk = |part: &str| format!("blk.{layer}.{part}");

@@ -192,6 +192,10 @@ pub(super) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
                 *g = *g / (1.0 + exp(-z)) * u;
             }
         }
+        Activation::Reglu => {
+            // NaN stays NaN.
+            gate.iter_mut().zip(up).for_each(|(g, u)| *g = if *g < 0.0 { 0.0 } else { *g } * u);
+        }
         Activation::Clamped { alpha, limit } => {
             for (g, u) in gate.iter_mut().zip(up) {
                 // NaN stays NaN.

@@ -88,7 +88,7 @@ fn available() -> usize {
 
 /// The rotations of one layer's experts: of their inputs, and of their hidden values.
 fn rotations(jobs: &[ExpertJob]) -> [Option<Rotation>; 2] {
-    let all = jobs.iter().map(|j| [&j.expert.gate, &j.expert.up, &j.expert.down].map(Matrix::rotation));
+    let all = jobs.iter().map(|j| [j.expert.gate(), &j.expert.up, &j.expert.down].map(Matrix::rotation));
     let [gate, _, down] = all.clone().next().unwrap_or_default();
     assert!(all.into_iter().all(|of| of == [gate, gate, down]), "experts of a layer are rotated alike");
     [gate, down]
@@ -182,7 +182,7 @@ impl CpuBackend {
     ) {
         let (pool, isa) = (&self.pool, self.isa);
         let any = |used: &dyn Fn(&Matrix) -> bool| {
-            (0..count).map(product).any(|p| used(p.matrix) || p.up.is_some_and(|up| used(up.matrix)))
+            (0..count).map(product).any(|p| used(p.matrix) || p.other().is_some_and(used))
         };
         let halves = many && isa.halves();
         if halves && any(&|m| matches!(m, Matrix::Nested(_))) {
@@ -236,7 +236,7 @@ impl CpuBackend {
         out: &mut [f32],
     ) {
         let Some(first) = jobs.first() else { return };
-        let (d, ff) = (first.expert.gate.cols(), first.expert.gate.rows());
+        let (d, ff) = (first.expert.up.cols(), first.expert.up.rows());
         let [rotation, hidden_rotation] = rotations(jobs);
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { inputs, turned, gate, tokens, .. } = &mut *scratch;
@@ -253,7 +253,7 @@ impl CpuBackend {
             from..from + jobs[i].slots.len()
         };
         let biases = |i: usize| feed.biases.map(|all| all.of(jobs[i].index, ff, d));
-        self.show(jobs, |e| &e.gate, x, &|i| &token_of[range(i)]);
+        self.show(jobs, Expert::gate, x, &|i| &token_of[range(i)]);
         let x = match rotation {
             Some(rotation) => {
                 self.pool.operation("rotation");
@@ -271,9 +271,9 @@ impl CpuBackend {
         let gate_out = Out::new(gate, ff);
         let order_of = order.map(|order| (order, name));
         self.products(inputs, (x, rows, d), many, order_of, jobs.len(), &|i| Product {
-            matrix: &jobs[i].expert.gate,
+            matrix: jobs[i].expert.gate(),
             up: Some(Up {
-                matrix: &jobs[i].expert.up,
+                matrix: jobs[i].expert.gate.as_ref().map(|_| &jobs[i].expert.up),
                 bias: biases(i).map(|[_, up, _]| up),
                 activation: feed.activation,
             }),

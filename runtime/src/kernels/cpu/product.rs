@@ -38,7 +38,7 @@ pub(super) struct Input<'a> {
 /// One matrix times some rows of an input.
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
-    /// The other matrix of the same size, if the result is the activation of both products.
+    /// The other factor, if the result is the activation of both.
     pub(super) up: Option<Up<'a>>,
     /// Rows of the plain input.
     pub(super) tokens: &'a [u32],
@@ -52,10 +52,11 @@ pub(super) struct Product<'a> {
     pub(super) out: Out,
 }
 
-/// The second matrix of a product that ends in an activation.
+/// The second factor of a product that ends in an activation.
 #[derive(Clone, Copy)]
 pub(super) struct Up<'a> {
-    pub(super) matrix: &'a Matrix,
+    /// The second matrix; `None` if the first product is also the second.
+    pub(super) matrix: Option<&'a Matrix>,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) activation: Activation,
 }
@@ -71,6 +72,11 @@ fn add_bias(bias: Option<&[f32]>, tile: usize, sums: &mut [[f32; TILE_ROWS]]) {
 }
 
 impl Product<'_> {
+    /// The other matrix.
+    pub(super) fn other(&self) -> Option<&Matrix> {
+        self.up.and_then(|up| up.matrix)
+    }
+
     fn tiles(&self) -> usize {
         self.part.as_ref().map_or(self.matrix.rows().div_ceil(TILE_ROWS), Range::len)
     }
@@ -105,7 +111,7 @@ impl Product<'_> {
 
     fn bytes(&self) -> usize {
         let all = self.matrix.rows().div_ceil(TILE_ROWS).max(1);
-        self.matrix.bytes() / all * self.tiles() * (1 + usize::from(self.up.is_some()))
+        self.matrix.bytes() / all * self.tiles() * (1 + usize::from(self.other().is_some()))
     }
 }
 
@@ -226,42 +232,50 @@ pub(super) unsafe fn run<'a>(
 /// As [`run`], and no other thread computes these tiles.
 #[inline(always)]
 unsafe fn one(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>) {
-    let (matrix, up) = (Weights::new(input, p.matrix), p.up.map(|up| (Weights::new(input, up.matrix), up)));
+    let (matrix, other) = (Weights::new(input, p.matrix), p.other().map(|other| Weights::new(input, other)));
     let from = (p.first, p.tokens);
     for tile in tiles {
         let mut sums = [[0.0; TILE_ROWS]];
         matrix.tile_times(isa, tile, from, &mut sums);
         add_bias(p.bias, tile, &mut sums);
-        if let Some((up, of)) = &up {
-            let mut ups = [[0.0; TILE_ROWS]];
-            up.tile_times(isa, tile, from, &mut ups);
-            add_bias(of.bias, tile, &mut ups);
-            math::activate(of.activation, &mut sums[0], &ups[0]);
+        if let Some(up) = &p.up {
+            let mut ups = sums;
+            if let Some(other) = &other {
+                ups = [[0.0; TILE_ROWS]];
+                other.tile_times(isa, tile, from, &mut ups);
+                add_bias(up.bias, tile, &mut ups);
+            }
+            math::activate(up.activation, &mut sums[0], &ups[0]);
         }
         // SAFETY: the caller guarantees it.
         unsafe { p.write(tile, 0, &sums, false) }
     }
 }
 
-/// Several tokens, two tiles at a time: a tile and that of `up`, or else two neighbours.
+/// Several tokens, two tiles at a time: a tile and that of the other matrix, or else two neighbours.
 ///
 /// # Safety
 /// As [`one`].
 #[inline(always)]
 unsafe fn pairs(isa: Isa, input: &Input, p: &Product, tiles: Range<usize>, past: bool) {
-    let pair = Pair::new(input, p.matrix, p.up.map_or(p.matrix, |up| up.matrix));
+    let pair = Pair::new(input, p.matrix, p.other().unwrap_or(p.matrix));
     let mut sums = [Sums::new(), Sums::new()];
     for (block, tokens) in p.tokens.chunks(TOKEN_BLOCK).enumerate() {
         let first = block * TOKEN_BLOCK;
         for tile in tiles.clone().step_by(if p.up.is_some() { 1 } else { 2 }) {
             // The last tile of an odd number has no neighbour.
-            let next =
-                if p.up.is_some() { Some(tile) } else { Some(tile + 1).filter(|&next| next < tiles.end) };
+            let next = match p.up {
+                Some(up) => up.matrix.map(|_| tile),
+                None => Some(tile + 1).filter(|&next| next < tiles.end),
+            };
             let (a, b) = pair.times(isa, (tile, next), (p.first + first, tokens), &mut sums);
             add_bias(p.bias, tile, a);
             match (p.up, next) {
                 (Some(up), _) => {
-                    add_bias(up.bias, tile, b);
+                    match up.matrix {
+                        Some(_) => add_bias(up.bias, tile, b),
+                        None => b.copy_from_slice(a),
+                    }
                     let both = a.iter_mut().zip(b.iter());
                     both.for_each(|(gate, of_up)| math::activate(up.activation, gate, of_up));
                 }

@@ -4,7 +4,7 @@ use super::aligned::Aligned;
 use super::*;
 use crate::experts::Expert;
 use crate::kernels::testing::{GROUPS, put, values};
-use crate::kernels::{Attention, Backend, ExpertJob, HeadsCall, Linear, Routed, Router, Score};
+use crate::kernels::{Activation, Attention, Backend, ExpertJob, HeadsCall, Linear, Routed, Router, Score};
 use crate::quant::{self, Level, QuantizedRow, Rotation, Shape};
 
 mod delta;
@@ -319,4 +319,34 @@ fn threads_run_on_the_cores_that_were_named() {
     })
     .join()
     .unwrap();
+}
+
+/// Gate 195: one expert without a gate, and one whose gate is a copy of its up, give the same bits.
+#[test]
+fn an_expert_without_a_gate_computes_up_once() {
+    const D: usize = 96;
+    const FF: usize = 80;
+    let nested = |rows: usize, cols: usize, seed| {
+        let shape = Shape::new(rows, cols, 32).unwrap();
+        let encoded = quant::encode(shape, &values(rows * cols, seed), None, Level::B4).unwrap();
+        Matrix::Nested(encoded.into_nested().unwrap())
+    };
+    let plain =
+        |rows: usize, cols: usize, seed| Matrix::F32 { rows, cols, data: values(rows * cols, seed).into() };
+    let all = [[nested(FF, D, 1), nested(D, FF, 2)], [plain(FF, D, 3), plain(D, FF, 4)]];
+    for isa in Isa::available() {
+        let b = backend(isa, 2);
+        for [up, down] in &all {
+            let expert = |gate| Expert { gate, up: up.clone(), down: down.clone(), place: None };
+            for tokens in [1, 3, 40] {
+                let x = buffer(values(tokens * D, 5));
+                let [one, both] = [None, Some(up.clone())].map(|gate| {
+                    let mut out = buffer(vec![f32::NAN; tokens * D]);
+                    b.ffn(&x, tokens, (&expert(gate), Activation::Reglu), &mut out);
+                    out.to_vec()
+                });
+                assert!(one.iter().any(|y| *y != 0.0) && one == both, "{isa}, {tokens} tokens");
+            }
+        }
+    }
 }

@@ -125,14 +125,15 @@ pub(super) fn device_plane(n: &Nested, p: usize) -> usize {
 }
 
 fn planes(e: &Expert) -> usize {
-    match &e.gate {
+    match &e.up {
         Matrix::F32 { .. } => 1,
         Matrix::Nested(n) => n.level().planes(),
     }
 }
 
+/// Gate, up and down. Without a gate, up is also in its place.
 pub(super) fn matrices(e: &Expert) -> [&Matrix; MATRICES] {
-    [&e.gate, &e.up, &e.down]
+    [e.gate(), &e.up, &e.down]
 }
 
 impl Experts {
@@ -152,7 +153,8 @@ impl Experts {
         if self.layers.contains_key(&of.layer) {
             return Ok(());
         }
-        let sizes = matrices(first).map(|m| reserved(m, self.room.level.max(level(first))));
+        let mut sizes = matrices(first).map(|m| reserved(m, self.room.level.max(level(first))));
+        sizes[0] *= usize::from(first.gate.is_some());
         let slot_bytes: usize = sizes.iter().sum();
         let share = self.room.bytes.map(|b| b as usize / self.room.layers.max(1));
         let slots = share.map_or(of.experts, |share| (share / slot_bytes).min(of.experts));
@@ -264,7 +266,7 @@ impl Experts {
 }
 
 fn level(e: &Expert) -> Level {
-    match &e.gate {
+    match &e.up {
         Matrix::F32 { .. } => Level::B2,
         Matrix::Nested(n) => n.level(),
     }
@@ -311,7 +313,8 @@ impl Layer {
         }
         let (entry, bank) = self.entry(slot, expert);
         let start = slot as usize % self.slots_per_bank * self.slot_bytes;
-        for (m, matrix) in matrices(expert).into_iter().enumerate() {
+        let unstored = usize::from(expert.gate.is_none());
+        for (m, matrix) in matrices(expert).into_iter().enumerate().skip(unstored) {
             let base = (start + self.at[m]) as u64;
             pieces(matrix, 0, tiles(matrix), have, &mut |at, bytes| {
                 recorder.write(gpu, &self.banks[bank], base + at as u64, bytes);

@@ -37,10 +37,10 @@ struct FeedForward {
 
 impl FeedForward {
     fn of(e: &Expert, top_k: usize) -> FeedForward {
-        let groups = [&e.gate, &e.up, &e.down].map(|m| Form::of(m, 0).group);
-        assert!(e.gate.rotation() == e.up.rotation(), "gate and up have the same inputs");
-        let (rotation, rotation_down) = (e.gate.rotation(), e.down.rotation());
-        let (d, ff, activation) = (e.gate.cols(), e.gate.rows(), Activation::default());
+        let groups = [e.gate(), &e.up, &e.down].map(|m| Form::of(m, 0).group);
+        assert!(e.gate().rotation() == e.up.rotation(), "gate and up have the same inputs");
+        let (rotation, rotation_down) = (e.up.rotation(), e.down.rotation());
+        let (d, ff, activation) = (e.up.cols(), e.up.rows(), Activation::default());
         FeedForward { d, ff, groups, top_k, rotation, rotation_down, biased: 0, activation }
     }
 
@@ -55,13 +55,14 @@ impl FeedForward {
         let (d, ff, top_k) = (self.d as u32, self.ff as u32, self.top_k as u32);
         let [group, group_up, _] = self.groups;
         let plain = self.rotation_down.is_some().into();
-        let (gelu, alpha, limit) = match self.activation {
+        let (kind, alpha, limit) = match self.activation {
             Activation::Swiglu => (0, 0.0, 0.0),
             Activation::Geglu => (1, 0.0, 0.0),
+            Activation::Reglu => (2, 0.0, 0.0),
             Activation::Clamped { alpha, limit } => (0, alpha, limit),
         };
         let experts = self.biased;
-        GateUpParams { d, ff, group, group_up, top_k, first, place, plain, experts, gelu, alpha, limit }
+        GateUpParams { d, ff, group, group_up, top_k, first, place, plain, experts, kind, alpha, limit }
     }
 
     /// Parameters of `down`.
@@ -118,10 +119,10 @@ impl State {
     /// The job of a dense block; `None` if its matrices do not fit one buffer, or have different levels.
     fn block(&mut self, gpu: &Device, expert: &Expert) -> Result<Option<Prepared>> {
         debug_assert!(
-            expert.gate.rotation().is_none() && expert.down.rotation().is_none(),
+            expert.up.rotation().is_none() && expert.down.rotation().is_none(),
             "only experts are rotated"
         );
-        let placed = self.weights.place(gpu, &[&expert.gate, &expert.up, &expert.down])?;
+        let placed = self.weights.place(gpu, &[expert.gate(), &expert.up, &expert.down])?;
         let first = &placed[0][0];
         let alike = |p: &Placed| Arc::ptr_eq(&p.memory, &first.memory) && p.form.planes == first.form.planes;
         if !placed.iter().all(|p| p.len() == 1 && alike(&p[0])) {
@@ -165,14 +166,14 @@ impl State {
         out: &mut GpuBuf,
     ) -> Result<()> {
         let op = gating(activation);
-        let len = tokens * expert.gate.rows();
+        let len = tokens * expert.up.rows();
         self.hidden.at_least(gpu, len, "hidden values")?;
         self.ups.at_least(gpu, len, "hidden values")?;
         let (Some(mut hidden), Some(mut ups)) = (self.hidden.0.take(), self.ups.0.take()) else {
             unreachable!("both were just made");
         };
         let mut outs = [
-            Linear { matrix: &expert.gate, bias: None, out: &mut hidden },
+            Linear { matrix: expert.gate(), bias: None, out: &mut hidden },
             Linear { matrix: &expert.up, bias: None, out: &mut ups },
         ];
         let first = self.linear(gpu, x, None, tokens, &mut outs, false);
@@ -359,7 +360,7 @@ impl State {
         };
         let shape = FeedForward::routed(first, of, feed);
         let biases = self.biases(gpu, feed)?;
-        let planes = Form::of(&first.gate, 0).planes;
+        let planes = Form::of(&first.up, 0).planes;
         // If some experts are refined, all are computed with the extra plane; unrefined ones read zeros there.
         let mixed = refinements.is_some();
         let finer = refinements.as_deref().unwrap_or_default();

@@ -11,7 +11,7 @@ use crate::kernels::{
     Activation, Choice, Choosing, ConvCall, History, Linear, Norm, Recurrent, Router, Score, Times,
 };
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{GATE, GEGLU, Kernel, MANY, SWIGLU, Variant};
+use dollop_shaders::{GATE, GEGLU, Kernel, MANY, REGLU, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// Enough workgroups to keep any adapter busy.
@@ -346,6 +346,7 @@ pub(super) fn gating(activation: Activation) -> u32 {
     match activation {
         Activation::Swiglu => SWIGLU,
         Activation::Geglu => GEGLU,
+        Activation::Reglu => REGLU,
         // Used by experts only, which have kernels of their own.
         Activation::Clamped { .. } => unreachable!("nothing but experts is limited"),
     }

@@ -78,7 +78,7 @@ params!(
     /// `gate_up.wgsl`.
     GateUp, GateUpParams {
         d: u32, ff: u32, group: u32, group_up: u32, top_k: u32, first: u32, place: u32, plain: u32,
-        experts: u32, gelu: u32, alpha: f32, limit: f32,
+        experts: u32, kind: u32, alpha: f32, limit: f32,
     }
 );
 

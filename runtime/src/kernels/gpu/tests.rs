@@ -189,7 +189,7 @@ fn gated(gate: Vec<(f64, f64)>, up: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
 
 /// `down · (silu(gate · x) ⊙ up · x)` in f64.
 fn feed_forward(e: &Expert, x: &[f32]) -> Vec<f32> {
-    let [gate, up] = [&e.gate, &e.up].map(|m| product(&dense(m), x.len(), x));
+    let [gate, up] = [e.gate(), &e.up].map(|m| product(&dense(m), x.len(), x));
     let hidden = gated(gate, up);
     let hidden: Vec<f32> = hidden.iter().map(|h| h.0 as f32).collect();
     product(&dense(&e.down), hidden.len(), &hidden).iter().map(|d| d.0 as f32).collect()
@@ -205,20 +205,20 @@ fn at_level(m: &Matrix, level: Level) -> Matrix {
 
 /// An expert read at a lower level.
 fn expert_at(e: &Expert, level: Level) -> Expert {
-    let [gate, up, down] = [&e.gate, &e.up, &e.down].map(|m| at_level(m, level));
-    Expert { gate, up, down, place: None }
+    let gate = e.gate.as_ref().map(|m| at_level(m, level));
+    Expert { gate, up: at_level(&e.up, level), down: at_level(&e.down, level), place: None }
 }
 
 fn an_expert(d: usize, ff: usize, level: Option<Level>, seed: u32) -> Expert {
     match level {
         None => Expert {
-            gate: plain(ff, d, seed),
+            gate: Some(plain(ff, d, seed)),
             up: plain(ff, d, seed + 1),
             down: plain(d, ff, seed + 2),
             place: None,
         },
         Some(level) => Expert {
-            gate: narrow(ff, d, 64, level, seed),
+            gate: Some(narrow(ff, d, 64, level, seed)),
             up: nested(ff, d, 32, level, seed + 1),
             down: narrow(d, ff, 32, level, seed + 2),
             place: None,

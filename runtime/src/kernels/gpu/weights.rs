@@ -167,8 +167,12 @@ impl Weights {
     /// # Errors
     /// `Device` if there is not enough memory.
     pub(super) fn place(&mut self, gpu: &Device, matrices: &[&Matrix]) -> Result<Vec<Arc<[Placed]>>> {
-        let new: Vec<&Matrix> =
-            matrices.iter().copied().filter(|m| !self.matrices.contains_key(&key(m))).collect();
+        let mut new: Vec<&Matrix> = Vec::new();
+        for &m in matrices {
+            if !self.matrices.contains_key(&key(m)) && !new.iter().any(|other| key(other) == key(m)) {
+                new.push(m);
+            }
+        }
         let total: usize = new.iter().map(|m| bytes(m, tiles(m))).sum();
         // One dispatch covers the tiles of all matrices in a buffer.
         let groups: usize = new.iter().map(|m| tiles(m)).sum();

@@ -23,6 +23,8 @@ mod lfm2moe;
 mod llama;
 mod mellum;
 mod minimax_m2;
+mod nemotron_h;
+mod nemotron_h_moe;
 mod olmoe;
 mod qwen2;
 mod qwen2moe;
@@ -80,6 +82,10 @@ pub struct Family {
     pub biases: bool,
     /// Activation of dense blocks and experts. The file may override the numbers of the clamped activation.
     pub activation: Activation,
+    /// Whether dense blocks and experts have a gate; if not, up is also the gate.
+    pub gated_blocks: bool,
+    /// Whether each layer is one block: a mixer or a feed-forward block.
+    pub one_block: bool,
     /// Whether mixer and feed-forward read the normed stream.
     pub pre_norms: bool,
     /// Whether the outputs of mixer and feed-forward are normed before they are added.
@@ -178,6 +184,8 @@ impl Family {
         sinks: false,
         biases: false,
         activation: Activation::Swiglu,
+        gated_blocks: true,
+        one_block: false,
         pre_norms: true,
         sandwich: false,
         embed_root: false,
@@ -222,7 +230,7 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 28] = [
+pub static FAMILIES: [Family; 30] = [
     afmoe::FAMILY,
     bailingmoe2::FAMILY,
     bailingmoe3::FAMILY,
@@ -242,6 +250,8 @@ pub static FAMILIES: [Family; 28] = [
     lfm2::FAMILY,
     mellum::FAMILY,
     minimax_m2::FAMILY,
+    nemotron_h_moe::FAMILY,
+    nemotron_h::FAMILY,
     olmoe::FAMILY,
     qwen35moe::FAMILY,
     qwen3next::FAMILY,

@@ -48,6 +48,7 @@ impl Model {
                 self.conv(b, s, parts, (norm, w, *taps), (i, n), add)
             }
             (Mixer::Delta(w), MixerSpec::Delta(of)) => self.delta(b, s, parts, (norm, w, of), (i, n), add),
+            (Mixer::Nothing, _) => return,
             _ => unreachable!("weights are read as the specification says"),
         }
         if let Some(norm) = post {

@@ -213,15 +213,16 @@ impl Model {
         let (here, next) = (&self.weights.layers[layer], self.weights.layers.get(layer + 1));
         let shared = match &here.ffn {
             Ffn::Moe(moe) => moe.always(),
-            Ffn::Dense(_) => None,
+            Ffn::Dense(_) | Ffn::Nothing => None,
         };
-        let shared = shared.into_iter().flat_map(|e| [&e.gate, &e.up, &e.down]);
+        let shared = shared.into_iter().flat_map(Expert::matrices);
         let mixer = next.into_iter().flat_map(|l| l.mixer.matrices());
-        let first = next.map_or(&self.weights.head, |l| match &l.ffn {
-            Ffn::Moe(moe) => &moe.router,
-            Ffn::Dense(ffn) => &ffn.gate,
+        let first = next.map_or(Some(&self.weights.head), |l| match &l.ffn {
+            Ffn::Moe(moe) => Some(&moe.router),
+            Ffn::Dense(ffn) => Some(ffn.gate()),
+            Ffn::Nothing => None,
         });
-        shared.chain(mixer).chain([first])
+        shared.chain(mixer).chain(first)
     }
 
     /// Applies the routing options to the choices.

@@ -17,6 +17,8 @@ pub enum Ffn {
     Dense(Expert),
     /// A router and routed experts.
     Moe(Moe),
+    /// Nothing: the layer is a mixer.
+    Nothing,
 }
 
 /// What the declarations of a layer with experts depend on.
@@ -108,6 +110,7 @@ impl Held for Ffn {
 
     fn declare(of: LayerOf<'_>, to: &mut Vec<Declared>) {
         match of.routed() {
+            None if !of.spec.feeds => {}
             None => Expert::declare(of.block(""), to),
             Some(router) => {
                 Moe::declare(MoeOf { layer: of, router }, to);
@@ -118,12 +121,14 @@ impl Held for Ffn {
 
     fn read(from: &dyn Tensors, of: LayerOf<'_>) -> Result<Ffn> {
         let ffn = match of.routed() {
+            None if !of.spec.feeds => return Ok(Ffn::Nothing),
             None => Ffn::Dense(Expert::read(from, of.block(""))?),
             Some(router) => Ffn::Moe(Moe::read(from, MoeOf { layer: of, router })?),
         };
         let always = match &ffn {
             Ffn::Dense(_) => true,
             Ffn::Moe(moe) => moe.always().is_some(),
+            Ffn::Nothing => false,
         };
         check_always(of, always)?;
         Ok(ffn)
@@ -133,6 +138,7 @@ impl Held for Ffn {
         match self {
             Ffn::Dense(block) => block.each(met),
             Ffn::Moe(moe) => moe.each(met),
+            Ffn::Nothing => {}
         }
     }
 
@@ -140,6 +146,7 @@ impl Held for Ffn {
         match self {
             Ffn::Dense(block) => block.each_mut(met),
             Ffn::Moe(moe) => moe.each_mut(met),
+            Ffn::Nothing => {}
         }
     }
 }
@@ -165,16 +172,16 @@ impl Held for Expert {
     }
 
     fn read(from: &dyn Tensors, [gate, up, down]: [Declared; 3]) -> Result<Expert> {
-        let (gate, up) = (Matrix::read(from, gate)?, Matrix::read(from, up)?);
+        let (gate, up) = (Option::<Matrix>::read(from, gate)?, Matrix::read(from, up)?);
         Ok(Expert { gate, up, down: Matrix::read(from, down)?, place: None })
     }
 
     fn each<'a>(&'a self, met: &mut dyn FnMut(Met<'a>)) {
-        [&self.gate, &self.up, &self.down].into_iter().for_each(|m| met(Met::Matrix(m)));
+        self.matrices().for_each(|m| met(Met::Matrix(m)));
     }
 
     fn each_mut<'a>(&'a mut self, met: &mut dyn FnMut(&'a mut Matrix)) {
-        [&mut self.gate, &mut self.up, &mut self.down].into_iter().for_each(met);
+        self.matrices_mut().for_each(met);
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Mixer {
     Conv(Conv),
     /// A gated delta net.
     Delta(DeltaNet),
+    /// Nothing: the layer is a feed-forward block.
+    Nothing,
 }
 
 /// What the declarations of attention depend on.
@@ -145,6 +147,7 @@ impl Mixer {
                 let (z_b, alpha_b) = (d.z_b.as_ref(), d.alpha_b.as_ref());
                 [Some(&d.qkv), Some(&d.z), d.beta.as_ref(), Some(&d.alpha), z_b, alpha_b, Some(&d.out)]
             }
+            Mixer::Nothing => [None; 7],
         };
         all.into_iter().flatten()
     }
@@ -161,6 +164,7 @@ impl Held for Mixer {
             },
             MixerSpec::Conv { taps } => Conv::declare(ConvOf { layer: of, taps: *taps }, to),
             MixerSpec::Delta(spec) => DeltaNet::declare(DeltaOf { layer: of, spec }, to),
+            MixerSpec::Nothing => {}
         }
     }
 
@@ -172,6 +176,7 @@ impl Held for Mixer {
             },
             MixerSpec::Conv { taps } => Mixer::Conv(Conv::read(from, ConvOf { layer: of, taps: *taps })?),
             MixerSpec::Delta(spec) => Mixer::Delta(DeltaNet::read(from, DeltaOf { layer: of, spec })?),
+            MixerSpec::Nothing => Mixer::Nothing,
         })
     }
 
@@ -181,6 +186,7 @@ impl Held for Mixer {
             Mixer::Latent(latent) => latent.each(met),
             Mixer::Conv(conv) => conv.each(met),
             Mixer::Delta(delta) => delta.each(met),
+            Mixer::Nothing => {}
         }
     }
 
@@ -190,6 +196,7 @@ impl Held for Mixer {
             Mixer::Latent(latent) => latent.each_mut(met),
             Mixer::Conv(conv) => conv.each_mut(met),
             Mixer::Delta(delta) => delta.each_mut(met),
+            Mixer::Nothing => {}
         }
     }
 }

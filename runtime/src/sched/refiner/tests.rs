@@ -47,6 +47,7 @@ impl Storage for Slabs {
 /// Layer 0 is dense; the experts of the others have equal planes 0 to 2.
 fn tables() -> Vec<Option<LayerExperts>> {
     let layer = |layer: usize| LayerExperts {
+        gated: true,
         shapes: [Shape::new(16, 32, 32).unwrap(); 3],
         rotations: [None; 3],
         fits: vec![[[Fit { alpha: 1.0, beta: 0.5 }; PLANES]; 3]; EXPERTS],

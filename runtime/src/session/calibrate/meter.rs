@@ -51,9 +51,9 @@ impl<T: Tensors> Tensors for Recording<T> {
 
     fn experts(&self, layer: usize, level: Option<Level>) -> Result<Option<Vec<Expert>>> {
         let experts = self.tensors.experts(layer, level)?;
-        let [gate, _, down] = PARTS.map(|part| part_name(layer, part));
+        let [gate, up, down] = PARTS.map(|part| part_name(layer, part));
         for (i, e) in experts.iter().flatten().enumerate() {
-            self.note(&gate, i, &e.gate);
+            self.note(if e.gate.is_some() { &gate } else { &up }, i, e.gate());
             self.note(&down, i, &e.down);
         }
         Ok(experts)

@@ -5,6 +5,7 @@ use super::prepare::prepare;
 use super::{Engine, Inner, Served};
 use crate::convert::source::Source;
 use crate::error::{Error, Result};
+use crate::experts::Expert;
 use crate::format::dollop;
 use crate::model::file::NestedFile;
 use crate::model::{Model, Tensors};
@@ -224,7 +225,7 @@ pub(in crate::session) fn release_experts(model: &Model) -> u64 {
     let mut bytes = 0;
     for layer in 0..model.spec.layers.len() {
         let experts = model.experts.all(layer).unwrap_or_default();
-        for matrix in experts.iter().flat_map(|e| [&e.gate, &e.up, &e.down]) {
+        for matrix in experts.iter().flat_map(Expert::matrices) {
             release_matrix(matrix);
             bytes += if matches!(matrix, Matrix::Nested(_)) { matrix.bytes() as u64 } else { 0 };
         }

@@ -15,7 +15,7 @@ fn experts(level: Level, turns: [bool; 2]) -> Vec<Expert> {
         Matrix::Nested(nested.rotated(Rotation::of(cols).filter(|_| turn)))
     };
     let expert = |i: u32| Expert {
-        gate: nested(FF, D, 64, 10 * i, turns[0]),
+        gate: Some(nested(FF, D, 64, 10 * i, turns[0])),
         up: nested(FF, D, 64, 10 * i + 1, turns[0]),
         down: nested(D, FF, 32, 10 * i + 2, turns[1]),
         place: None,
@@ -49,7 +49,7 @@ fn exact(m: &Matrix, x: &[f32]) -> Vec<f32> {
 }
 
 fn feed_forward(e: &Expert, x: &[f32], product: fn(&Matrix, &[f32]) -> Vec<f32>) -> Vec<f32> {
-    let (gate, up) = (product(&e.gate, x), product(&e.up, x));
+    let (gate, up) = (product(e.gate(), x), product(&e.up, x));
     let hidden: Vec<f32> = gate.iter().zip(up).map(|(g, up)| g / (1.0 + (-g).exp()) * up).collect();
     product(&e.down, &hidden)
 }

@@ -13,7 +13,8 @@ fn inputs_are_told_apart_by_their_names() {
         let w = values(rows * cols, seed);
         Matrix::Nested(quant::encode(shape, &w, None, Level::B4).unwrap().into_nested().unwrap())
     };
-    let expert = Expert { gate: nested(ff, d, 1), up: nested(ff, d, 2), down: nested(d, ff, 3), place: None };
+    let expert =
+        Expert { gate: Some(nested(ff, d, 1)), up: nested(ff, d, 2), down: nested(d, ff, 3), place: None };
     // Every other token, in two calls of one layer.
     let slots: Vec<Vec<u32>> = (0..2).map(|odd| (odd..tokens as u32).step_by(2).collect()).collect();
     let call = |b: &CpuBackend, x: &Aligned<f32>, half: usize, inputs: u64| {
@@ -68,7 +69,7 @@ fn scratch_stays_within_its_bound() {
         Matrix::Nested(encoded.into_nested().unwrap())
     };
     let expert = move |ff: usize, group| Expert {
-        gate: nested(ff, d, group),
+        gate: Some(nested(ff, d, group)),
         up: nested(ff, d, group),
         down: nested(d, ff, group),
         place: None,
@@ -91,7 +92,7 @@ fn scratch_stays_within_its_bound() {
                 b.heads(call);
                 b.ffn(&x, tokens, (&expert(shape.ff_dense, group), Activation::Geglu), &mut out);
                 let mut expert = expert(shape.ff_routed, group);
-                for m in [&mut expert.gate, &mut expert.up, &mut expert.down] {
+                for m in expert.matrices_mut() {
                     let Matrix::Nested(n) = &*m else { unreachable!("all are nested") };
                     *m = Matrix::Nested(n.clone().rotated(Rotation::of(n.shape().cols)));
                 }

@@ -43,6 +43,7 @@ impl Refinements {
             }
             *size = device_plane(n, n.level().planes());
         }
+        sizes[0] *= usize::from(first.gate.is_some());
         let slot_bytes: usize = sizes.iter().sum();
         let (banks, slots_per_bank) = banks(gpu, slots, slot_bytes, "refinements")?;
         let at = [0, sizes[0], sizes[0] + sizes[1]];

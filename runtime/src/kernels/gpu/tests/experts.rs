@@ -46,7 +46,7 @@ fn experts_with_rotated_inputs_are_their_formula() {
     check_experts(64, 160, [false, true]);
 }
 
-/// Biases and other activations, with jobs from the host and from the device, separately and together.
+/// Gate 195, and biases and other activations, with jobs from the host and from the device, separately and together.
 #[test]
 fn experts_with_biases_or_another_activation_are_the_cpus() {
     let (ff, experts, d) = (40, 5, 72);
@@ -54,19 +54,24 @@ fn experts_with_biases_or_another_activation_are_the_cpus() {
     let biases = Some(Biases { gate: &gate, up: &up, down: &down });
     check_feed(
         &Feed { activation: Activation::Clamped { alpha: 1.7, limit: 0.4 }, biases, scales: None },
-        d,
-        ff,
-        experts,
+        (d, ff, experts),
+        true,
     );
     let scales = values(experts, 4);
-    check_feed(&Feed { activation: Activation::Geglu, biases: None, scales: Some(&scales) }, d, ff, experts);
+    let feed = |activation| Feed { activation, biases: None, scales: Some(&scales) };
+    check_feed(&feed(Activation::Geglu), (d, ff, experts), true);
+    check_feed(&feed(Activation::Reglu), (d, ff, experts), true);
+    check_feed(&feed(Activation::Reglu), (d, ff, experts), false);
 }
 
-fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
+/// `gated`: whether the experts have a gate.
+fn check_feed(feed: &Feed, (d, ff, experts): (usize, usize, usize), gated: bool) {
     let (top_k, tokens) = (3, 11);
     let Some(b) = gpu() else { return };
     let cpu = cpu();
-    let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, None, 10 * i as u32 + 1)).collect();
+    let an_expert = |i: usize| an_expert(d, ff, None, 10 * i as u32 + 1);
+    let all = (0..experts).map(|i| Expert { gate: an_expert(i).gate.filter(|_| gated), ..an_expert(i) });
+    let all: Vec<Expert> = all.collect();
     let (x, logits) = (values(tokens * d, 99), values(tokens * experts, 7));
     let router =
         Router { experts, top_k, renormalize: true, scale: 1.0, score: Score::Softmax, groups: None };
@@ -108,26 +113,33 @@ fn check_feed(feed: &Feed, d: usize, ff: usize, experts: usize) {
 
 /// The other activation of a dense block, with matrices in one buffer or in several, left in `y` or added.
 #[test]
-fn dense_blocks_with_a_gelu_are_the_cpus() {
+fn dense_blocks_with_another_activation_are_the_cpus() {
     let Some(b) = gpu() else { return };
     let (cpu, d, ff) = (cpu(), 72, 40);
     let mut apart = an_expert(d, ff, Some(Level::B4), 5);
     apart.up = plain(ff, d, 6);
-    for block in [an_expert(d, ff, Some(Level::B6), 1), apart] {
+    let ungated = Expert { gate: None, ..an_expert(d, ff, Some(Level::B6), 7) };
+    let ungated_apart = Expert { gate: None, ..apart.clone() };
+    for (block, activation) in [
+        (an_expert(d, ff, Some(Level::B6), 1), Activation::Geglu),
+        (apart, Activation::Geglu),
+        (ungated, Activation::Reglu),
+        (ungated_apart, Activation::Reglu),
+    ] {
         // The CPU quantizes inputs of nested matrices to 8 bits.
-        let [gate, up, down] = [&block.gate, &block.up, &block.down].map(|m| Matrix::F32 {
+        let [gate, up, down] = [block.gate(), &block.up, &block.down].map(|m| Matrix::F32 {
             rows: m.rows(),
             cols: m.cols(),
             data: dense(m).iter().map(|&w| w as f32).collect(),
         });
-        let flat = Expert { gate, up, down, place: None };
+        let flat = Expert { gate: block.gate.is_some().then_some(gate), up, down, place: None };
         for tokens in [1, 11] {
             let x: Vec<f32> = values(tokens * d, 9).iter().map(|x| 4.0 * x).collect();
             let mut want = cpu.alloc(tokens * d).unwrap();
-            cpu.ffn(&put(&cpu, &x), tokens, (&flat, Activation::Geglu), &mut want);
+            cpu.ffn(&put(&cpu, &x), tokens, (&flat, activation), &mut want);
             let (h, mut y) = (put(&b, &x), b.alloc(tokens * d).unwrap());
             let call = |y: &mut GpuBuf, x: Option<&mut GpuBuf>| {
-                let (block, activation) = (&block, Activation::Geglu);
+                let block = &block;
                 b.feed(FeedCall { h: &h, tokens, block, activation, gate: None, y, x });
             };
             call(&mut y, None);
@@ -158,7 +170,7 @@ fn check_experts(d: usize, ff: usize, turns: [bool; 2]) {
         let mut all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, level, 10 * i as u32 + 1)).collect();
         for e in &mut all {
             if turns[0] {
-                (e.gate, e.up) = (rotated(&e.gate), rotated(&e.up));
+                (e.gate, e.up) = (e.gate.as_ref().map(rotated), rotated(&e.up));
             }
             if turns[1] {
                 e.down = rotated(&e.down);
@@ -235,7 +247,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
     let (d, ff, experts) = (64, 32, 6);
     let all: Vec<Expert> = (0..experts).map(|i| an_expert(d, ff, Some(Level::B8), 10 * i + 1)).collect();
     let bytes = |m: &Matrix| weights::bytes(m, weights::tiles(m));
-    let slot: usize = [&all[0].gate, &all[0].up, &all[0].down].map(bytes).iter().sum();
+    let slot: usize = all[0].matrices().map(bytes).sum();
     let room = Some(2 * slot as u64 + 1);
     let Some(b) = gpu_with(&GpuOptions { expert_bytes: room, ..GpuOptions::default() }) else { return };
     let x = values(d, 5);
@@ -292,7 +304,7 @@ fn experts_that_do_not_all_fit_give_way_and_grow() {
             other => other.clone(),
         };
         let Expert { gate, up, down, .. } = &all[i];
-        Expert { gate: there(gate), up: there(up), down: there(down), place: Some(place) }
+        Expert { gate: gate.as_ref().map(there), up: there(up), down: there(down), place: Some(place) }
     };
     let mut slots = b.alloc(2 * d).unwrap();
     let run = |b: &GpuBackend, expert: &Expert, index, slots: &mut GpuBuf| {

@@ -51,7 +51,7 @@ const ROUTER: Router = Router {
 /// Compares the output of `routed` for all tokens together with each token alone, and the history of the last tokens.
 pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
     const LAST: usize = 4;
-    let d = all[0].gate.cols();
+    let d = all[0].up.cols();
     let call = |x: &[f32], logits: &[f32], last: usize| {
         let tokens = x.len() / d;
         let (h, logits) = (put(b, x), put(b, logits));
@@ -92,7 +92,7 @@ pub(super) fn routed(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f3
 
 /// The same with experts from the host, each complete at its level.
 pub(super) fn whole(b: &GpuBackend, inputs: &Inputs, all: &[Expert]) -> (Vec<f32>, Vec<Choice>) {
-    let d = all[0].gate.cols();
+    let d = all[0].up.cols();
     let (h, logits) = (put(b, &inputs.x), put(b, &inputs.logits));
     let mut choices = Vec::new();
     b.route(&logits, inputs.tokens, ROUTER.unbiased(), &mut choices).unwrap();

@@ -120,7 +120,7 @@ fn gate_up_and_down_agree_where_their_loops_turn() {
         let plain = ("f32".to_owned(), an_expert(d, ff, None, (d + ff) as u32));
         let x = values(9 * d, 7);
         for (name, expert) in nested.iter().chain([&plain]) {
-            let [gate, up, down] = [&expert.gate, &expert.up, &expert.down].map(Terms::of);
+            let [gate, up, down] = [expert.gate(), &expert.up, &expert.down].map(Terms::of);
             let want: Vec<_> = x.chunks_exact(d).map(|x| gated(gate.times(x), up.times(x))).collect();
             let mut alone = Vec::new();
             for tokens in TOKENS {

@@ -10,7 +10,7 @@ use crate::quant::GroupParams;
 fn experts(d: usize, ff: usize, [gate, down]: [GroupParams; 2]) -> Vec<Expert> {
     let of = |params, rows, cols, seed| Matrix::Nested(of_table(params, rows, cols, seed));
     let expert = |i: u32| Expert {
-        gate: of(gate, ff, d, 10 * i + 1),
+        gate: Some(of(gate, ff, d, 10 * i + 1)),
         up: of(gate, ff, d, 10 * i + 2),
         down: of(down, d, ff, 10 * i + 3),
         place: None,

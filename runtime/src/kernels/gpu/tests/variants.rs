@@ -183,7 +183,7 @@ fn blocks_of_rounded_inputs(b: &GpuBackend, inputs: GpuInputs) {
     let (d, ff, tokens) = (72, 40, 23);
     for level in Level::ALL {
         let expert = an_expert(d, ff, Some(level), 1);
-        let matrices = [&expert.gate, &expert.up, &expert.down].map(dense);
+        let matrices = [expert.gate(), &expert.up, &expert.down].map(dense);
         let x = values(tokens * d, 99);
         let mut out = b.alloc(tokens * d).unwrap();
         b.ffn(&put(b, &x), tokens, (&expert, Activation::Swiglu), &mut out);
