@@ -7,19 +7,20 @@ use dollop::internal::experts::Expert;
 use dollop::internal::format::GgmlType;
 use dollop::internal::kernels::cpu::{CpuBackend, CpuOptions, Isa};
 use dollop::internal::kernels::{Attention, Backend, ExpertJob, Feed, Linear, Routed, Router, Score};
-use dollop::internal::quant::{self, Level, Matrix, Nested, Shape};
+use dollop::internal::quant::{self, GroupParams, Level, Matrix, Nested, Shape};
 use std::hint::black_box;
 
 fn products(c: &mut Criterion) {
     let (rows, cols) = (2048, 2048);
     let w = dollop_benches::values(rows * cols, 1);
-    let nested = |size| {
-        let shape = Shape::new(rows, cols, size).expect("a sound shape");
+    let nested = |size, params| {
+        let shape = Shape::new(rows, cols, size).expect("a sound shape").with(params);
         quant::encode(shape, &w, None, Level::B8)
             .and_then(quant::Encoded::into_nested)
             .expect("finite weights")
     };
-    let (by_64, by_32) = (nested(64), nested(32));
+    let (by_64, by_32) = (nested(64, GroupParams::Wide), nested(32, GroupParams::Wide));
+    let narrow = [64, 32].map(|size| (size, nested(size, GroupParams::Narrow)));
     let tables = [GgmlType::MXFP4, GgmlType::IQ4_NL].map(|ty| (ty, of_table(ty, rows, cols)));
     for tokens in [1, 64] {
         for (isa, backend) in backends() {
@@ -51,6 +52,12 @@ fn products(c: &mut Criterion) {
                 );
             }
             run("level 4, groups of 32".into(), &Matrix::Nested(by_32.at(Level::B4).expect("all planes")));
+            for (size, narrow) in &narrow {
+                for level in Level::ALL {
+                    let matrix = narrow.at(level).expect("all planes are there");
+                    run(format!("level {level}, narrow groups of {size}"), &Matrix::Nested(matrix));
+                }
+            }
             for (ty, table) in &tables {
                 for level in [Level::B2, Level::B3, Level::B4] {
                     let table = table.at(level).expect("all planes are there");

@@ -10,6 +10,9 @@
 //! Sixteen rows (a tile) are processed side by side as vector lanes. Targets are updated in blocks of
 //! columns, so that the long updates are products of small matrices from the L1 cache.
 
+mod choice;
+
+use self::choice::{COARSE, Choice, Targets};
 use super::encode::{best_instructions, unsound};
 use super::encoded::EncodedRows;
 use super::fit::{FitSums, Products};
@@ -20,19 +23,6 @@ use super::search::{Shares, params};
 use super::{Fits, Level, Shape};
 use crate::error::Result;
 use std::sync::Arc;
-
-/// Levels with their own target; 6 bits are the top of the 8-bit code.
-const TARGETS: [Level; 4] = [Level::B2, Level::B3, Level::B4, Level::B8];
-
-/// A value of every row at every target.
-type Targets = [Lane; TARGETS.len()];
-
-/// Weights of the squared errors at 2, 3 and 4 bits.
-const WEIGHTS: [f32; 3] = [0.12, 0.5, 1.0];
-
-/// Weight of the squared distance between the 8-bit target and the chosen 4-bit cell: a weight outside the
-/// cell is clipped at every finer level.
-const OUTSIDE: f32 = 4.0;
 
 /// Weights of the errors at 3 and 2 bits in the search for a group's parameters. They are larger than without
 /// feedback, which finds codes for coarse levels that do not hurt the fine ones.
@@ -107,27 +97,44 @@ impl Feedback {
             #[inline(always)]
             || {
                 let mut out = EncodedRows::new(shape, weights.len() / shape.cols, max);
-                let mut tile = Tile::new(self, shape);
-                for (i, rows) in weights.chunks(TILE_ROWS * shape.cols).enumerate() {
-                    let number = first_row / TILE_ROWS + i;
-                    tile.load(rows, first_row + i * TILE_ROWS, &mut out)?;
-                    tile.feed_back();
-                    for sweep in 0..self.sweeps {
-                        tile.descend(sweep == 0);
-                    }
-                    tile.emit(rows.len() / shape.cols, &mut out);
-                    if shape.tiles() <= FIT_TILES * FIT_TILES || number.is_multiple_of(FIT_TILES) {
-                        tile.sum(&mut out.sums);
-                    }
+                if max <= Level::B4 {
+                    self.encode_tiles::<COARSE>(shape, first_row, weights, &mut out)?;
+                } else {
+                    self.encode_tiles::<{ Level::ALL.len() }>(shape, first_row, weights, &mut out)?;
                 }
                 Ok(out.finish())
             },
         )
     }
+
+    /// Encodes for the first `N` levels; the finer bits of a code are then those nearest to the weight.
+    #[inline(always)]
+    fn encode_tiles<const N: usize>(
+        &self,
+        shape: Shape,
+        first_row: usize,
+        weights: &[f32],
+        out: &mut EncodedRows,
+    ) -> Result<()> {
+        let mut tile = Tile::<N>::new(self, shape);
+        for (i, rows) in weights.chunks(TILE_ROWS * shape.cols).enumerate() {
+            let number = first_row / TILE_ROWS + i;
+            tile.load(rows, first_row + i * TILE_ROWS, out)?;
+            tile.feed_back();
+            for sweep in 0..self.sweeps {
+                tile.descend(sweep == 0);
+            }
+            tile.emit(rows.len() / shape.cols, out);
+            if shape.tiles() <= FIT_TILES * FIT_TILES || number.is_multiple_of(FIT_TILES) {
+                tile.sum(&mut out.sums);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Sixteen rows while they are encoded.
-struct Tile<'a> {
+struct Tile<'a, const N: usize> {
     with: &'a Feedback,
     shape: Shape,
     /// `[cols]`; missing rows are zero.
@@ -139,13 +146,13 @@ struct Tile<'a> {
     zero: Vec<Lane>,
     params: Vec<(f32, u8)>,
     /// `[cols]`: running targets, then E·H; the codes' values minus the weights.
-    targets: Vec<Targets>,
-    errors: Vec<Targets>,
-    choice: Choice,
+    targets: Vec<Targets<N>>,
+    errors: Vec<Targets<N>>,
+    choice: Choice<N>,
 }
 
-impl<'a> Tile<'a> {
-    fn new(with: &'a Feedback, shape: Shape) -> Tile<'a> {
+impl<'a, const N: usize> Tile<'a, N> {
+    fn new(with: &'a Feedback, shape: Shape) -> Tile<'a, N> {
         let (cols, groups) = (shape.cols, shape.groups());
         Tile {
             with,
@@ -156,8 +163,8 @@ impl<'a> Tile<'a> {
             inverse: vec![[0.0; TILE_ROWS]; groups],
             zero: vec![[0.0; TILE_ROWS]; groups],
             params: vec![(0.0, 0); TILE_ROWS * groups],
-            targets: vec![[[0.0; TILE_ROWS]; TARGETS.len()]; cols],
-            errors: vec![[[0.0; TILE_ROWS]; TARGETS.len()]; cols],
+            targets: vec![[[0.0; TILE_ROWS]; N]; cols],
+            errors: vec![[[0.0; TILE_ROWS]; N]; cols],
             choice: Choice::new(&with.fits),
         }
     }
@@ -193,9 +200,9 @@ impl<'a> Tile<'a> {
     fn feed_back(&mut self) {
         let (cols, ut) = (self.shape.cols, &self.with.hessian.ut[..]);
         for (targets, &w) in self.targets.iter_mut().zip(&self.w) {
-            *targets = [w; TARGETS.len()];
+            *targets = [w; N];
         }
-        let mut moved = [[[0.0f32; TILE_ROWS]; TARGETS.len()]; BLOCK];
+        let mut moved = [[[0.0f32; TILE_ROWS]; N]; BLOCK];
         for start in (0..cols).step_by(BLOCK) {
             let end = (start + BLOCK).min(cols);
             for j in start..end {
@@ -205,7 +212,7 @@ impl<'a> Tile<'a> {
                 self.codes[j] = code;
                 let inverse = 1.0 / ut[j * cols + j];
                 let moved = &mut moved[j - start];
-                for b in 0..TARGETS.len() {
+                for b in 0..N {
                     for r in 0..TILE_ROWS {
                         moved[b][r] = -(self.targets[j][b][r] - value[b][r]) * inverse;
                         self.errors[j][b][r] = value[b][r] - self.w[j][r];
@@ -228,7 +235,7 @@ impl<'a> Tile<'a> {
         if first {
             times(&self.errors, h, &mut self.targets);
         }
-        let mut moved = [[[0.0f32; TILE_ROWS]; TARGETS.len()]; BLOCK];
+        let mut moved = [[[0.0f32; TILE_ROWS]; N]; BLOCK];
         for start in (0..cols).step_by(BLOCK) {
             let end = (start + BLOCK).min(cols);
             let mut any = false;
@@ -243,12 +250,12 @@ impl<'a> Tile<'a> {
                 let (code, value) = self.choice.choose(&wanted, at);
                 let moved = &mut moved[j - start];
                 if code == self.codes[j] {
-                    *moved = [[0.0; TILE_ROWS]; TARGETS.len()];
+                    *moved = [[0.0; TILE_ROWS]; N];
                     continue;
                 }
                 self.codes[j] = code;
                 any = true;
-                for b in 0..TARGETS.len() {
+                for b in 0..N {
                     for r in 0..TILE_ROWS {
                         let error = value[b][r] - self.w[j][r];
                         moved[b][r] = error - self.errors[j][b][r];
@@ -296,69 +303,6 @@ impl<'a> Tile<'a> {
             of.push(w, codes, &self.scale[g], &self.zero[g]);
         }
         sums.add_products(&of, &self.with.hessian.h);
-    }
-}
-
-/// Chooses a code: the values of the levels' codes, in steps of a group.
-struct Choice {
-    fits: [(f32, f32); TARGETS.len()],
-}
-
-impl Choice {
-    fn new(fits: &Fits) -> Choice {
-        Choice { fits: TARGETS.map(|level| (fits[level.index()].alpha, fits[level.index()].beta)) }
-    }
-
-    /// The codes of 16 rows with the least sum of errors to the wanted values, and their values at every target.
-    #[inline(always)]
-    fn choose(
-        &self,
-        wanted: &Targets,
-        (scale, inverse, zero): (&Lane, &Lane, &Lane),
-    ) -> ([u8; TILE_ROWS], Targets) {
-        // In 8-bit steps from code 0, so that a code has the same value in all rows.
-        let mut x = *wanted;
-        for (x, (alpha, beta)) in x.iter_mut().zip(self.fits) {
-            (0..TILE_ROWS).for_each(|r| x[r] = x[r] * inverse[r] - beta + alpha * zero[r]);
-        }
-        let alphas = self.fits.map(|f| f.0);
-        let (mut least, mut best) = ([f32::INFINITY; TILE_ROWS], [0.0f32; TILE_ROWS]);
-        for cell in 0..16u8 {
-            let at = |b: usize, mask: u8| alphas[b] * f32::from((cell << 4) & mask);
-            let (v2, v3, v4) = (at(0, 0xc0), at(1, 0xe0), at(2, 0xf0));
-            let first = alphas[3] * f32::from(cell << 4);
-            let (low, high) = (
-                if cell == 0 { f32::NEG_INFINITY } else { first },
-                if cell == 15 { f32::INFINITY } else { first + 15.0 * alphas[3] },
-            );
-            for r in 0..TILE_ROWS {
-                let (e2, e3, e4) = (x[0][r] - v2, x[1][r] - v3, x[2][r] - v4);
-                let below = if low > x[3][r] { low - x[3][r] } else { 0.0 };
-                let outside = if x[3][r] > high { x[3][r] - high } else { below };
-                let error = WEIGHTS[0] * (e2 * e2)
-                    + WEIGHTS[1] * (e3 * e3)
-                    + WEIGHTS[2] * (e4 * e4)
-                    + OUTSIDE * (outside * outside);
-                let better = error < least[r];
-                least[r] = if better { error } else { least[r] };
-                best[r] = if better { f32::from(cell) } else { best[r] };
-            }
-        }
-        let mut codes = [0u8; TILE_ROWS];
-        let mut values = [[0.0f32; TILE_ROWS]; TARGETS.len()];
-        let finest = 1.0 / alphas[3];
-        for r in 0..TILE_ROWS {
-            let first = 16.0 * best[r];
-            codes[r] = (x[3][r] * finest).clamp(first, first + 15.0).round_ties_even() as u8;
-        }
-        for (b, values) in values.iter_mut().enumerate() {
-            let (alpha, beta) = self.fits[b];
-            let mask = 0xffu8 << TARGETS[b].shift();
-            for r in 0..TILE_ROWS {
-                values[r] = scale[r] * (alpha * (f32::from(codes[r] & mask) - zero[r]) + beta);
-            }
-        }
-        (codes, values)
     }
 }
 

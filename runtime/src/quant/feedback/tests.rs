@@ -91,7 +91,7 @@ fn errors_of_products_are_less_at_every_level() {
         let swept = errors(fed_back(shape, &weights, seen, 2, &[]), &weights, judged);
         let all =
             format!("groups of {group}: rounded {rounded:?}, fed back {fed:?}, and two sweeps {swept:?}");
-        for (i, most) in [0.75, 0.75, 0.8, 1.6, 2.5].into_iter().enumerate() {
+        for (i, most) in [0.8, 0.7, 0.75, 0.7, 1.1].into_iter().enumerate() {
             assert!(swept[i] < most * rounded[i], "{} bits, {all}", Level::ALL[i]);
         }
         assert!(fed[2] < 0.9 * rounded[2] && swept[0] < fed[0] && swept[2] < fed[2], "{all}");
