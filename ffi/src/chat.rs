@@ -53,6 +53,15 @@ unsafe impl Struct for dollop_chat_options {
     const NAME: &'static str = "dollop_chat_options";
 }
 
+/// A `DOLLOP_OVERFLOW_` constant in the library's type.
+pub(crate) fn overflow(number: u32) -> Result<Overflow> {
+    match number {
+        DOLLOP_OVERFLOW_ERROR => Ok(Overflow::Error),
+        DOLLOP_OVERFLOW_SLIDE => Ok(Overflow::Slide),
+        other => Err(Failure::invalid(format!("overflow {other}: it must be 0 or 1"))),
+    }
+}
+
 /// The end of the year 9999, in seconds since 1970.
 pub(crate) const END_OF_TIME: u64 = 253_402_300_800;
 
@@ -104,11 +113,7 @@ pub unsafe extern "C" fn dollop_chat_new(
         let (o, chat) = unsafe { (dollop_chat_options::read_or_default(options)?, Out::new("chat", chat)?) };
         // SAFETY: as above.
         let system = unsafe { arguments::optional_text("system", o.system) }?;
-        let overflow = match o.overflow {
-            DOLLOP_OVERFLOW_ERROR => Overflow::Error,
-            DOLLOP_OVERFLOW_SLIDE => Overflow::Slide,
-            other => return Err(Failure::invalid(format!("overflow {other}: it must be 0 or 1"))),
-        };
+        let overflow = overflow(o.overflow)?;
         let of = dollop_session_options { context: o.context, chunk: o.chunk, ..Default::default() };
         let new = Chat::new(engine.session(of.options())?, system.map(str::to_owned), overflow)?;
         chat.set(handles::open(Arc::new(Exclusive::new(new)))?);
@@ -282,15 +287,20 @@ pub unsafe extern "C" fn dollop_engine_render(
         let engine: Engine = handles::get(engine)?;
         // SAFETY: by the pointer contract of `lib.rs`.
         let (list, text) = unsafe { (messages(list, count)?, Out::new("text", text)?) };
-        let (tokenizer, special) = (engine.tokenizer()?, engine.special_tokens());
-        let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
-        let context = RenderContext {
-            bos_token: spelling(special.bos),
-            eos_token: spelling(special.eos),
-            add_generation_prompt: add_generation_prompt != 0,
-            ..RenderContext::default()
-        };
-        text.set_text(&engine.chat_template()?.render(&list, &context)?);
+        text.set_text(&rendered(&engine, &list, add_generation_prompt != 0)?);
         Ok(())
     })
+}
+
+/// Messages as the model's chat template renders them.
+pub(crate) fn rendered(engine: &Engine, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    let (tokenizer, special) = (engine.tokenizer()?, engine.special_tokens());
+    let spelling = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default();
+    let context = RenderContext {
+        bos_token: spelling(special.bos),
+        eos_token: spelling(special.eos),
+        add_generation_prompt,
+        ..RenderContext::default()
+    };
+    Ok(engine.chat_template()?.render(messages, &context)?)
 }

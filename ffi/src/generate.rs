@@ -114,20 +114,33 @@ impl dollop_generate_options {
     unsafe fn constraint(&self) -> Result<Option<Constraint>> {
         // SAFETY: by this function's contract.
         let texts = unsafe {
-            (
+            [
                 arguments::optional_text("json_schema", self.json_schema)?,
                 arguments::optional_text("regex", self.regex)?,
                 arguments::optional_text("grammar", self.grammar)?,
-            )
+            ]
         };
-        match texts {
-            (None, None, None) => Ok(None),
-            (Some(text), None, None) => Ok(Some(Constraint::json_schema(text))),
-            (None, Some(text), None) => Ok(Some(Constraint::regex(text))),
-            (None, None, Some(text)) => Ok(Some(Constraint::lark(text))),
-            _ => Err(Failure::invalid("json_schema, regex and grammar: set at most one of them")),
-        }
+        constraint(texts)
     }
+}
+
+/// The constraint of a JSON Schema, a regular expression or a grammar, of which at most one is given.
+pub(crate) fn constraint(texts: [Option<&str>; 3]) -> Result<Option<Constraint>> {
+    match texts {
+        [None, None, None] => Ok(None),
+        [Some(text), None, None] => Ok(Some(Constraint::json_schema(text))),
+        [None, Some(text), None] => Ok(Some(Constraint::regex(text))),
+        [None, None, Some(text)] => Ok(Some(Constraint::lark(text))),
+        _ => Err(Failure::invalid("json_schema, regex and grammar: set at most one of them")),
+    }
+}
+
+/// A target speed in tokens per second; 0 for none.
+pub(crate) fn target(tps: f64) -> Result<Option<f64>> {
+    if !(0.0..=1e6).contains(&tps) {
+        return Err(Failure::invalid(format!("target_tps {tps}: it must be 0 to 1000000")));
+    }
+    Ok((tps > 0.0).then_some(tps))
 }
 
 // SAFETY: `repr(C)`; the first field is the size, the others are numbers, raw pointers and an optional function.
@@ -300,9 +313,7 @@ pub(crate) unsafe fn generate<T>(
         // SAFETY: by this function's contract.
         false => unsafe { arguments::texts("stop", given.stop, given.stop_count) }?,
     };
-    if !(0.0..=1e6).contains(&given.target_tps) {
-        return Err(Failure::invalid(format!("target_tps {}: it must be 0 to 1000000", given.target_tps)));
-    }
+    let target = target(given.target_tps)?;
     let cancel = CancelToken::new();
     let mut options = GenerateOptions::default()
         .with_max_tokens(given.max_tokens as usize)
@@ -310,7 +321,7 @@ pub(crate) unsafe fn generate<T>(
         .with_stop(stop)
         .with_cancel(cancel.clone());
     options.ignore_eos = given.ignore_eos != 0;
-    options.target_tps = (given.target_tps > 0.0).then_some(given.target_tps);
+    options.target_tps = target;
     // SAFETY: by this function's contract.
     options.constraint = unsafe { given.constraint() }?;
     let mut listener = Listener {

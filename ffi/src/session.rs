@@ -1,7 +1,7 @@
 //! A session: plain text and tokens, without a chat template.
 
 use crate::arguments::{self, Struct};
-use crate::boundary::{Failure, run};
+use crate::boundary::{Failure, Result, run};
 use crate::generate::{dollop_generate_options, dollop_outcome, generate};
 use crate::handles::{self, Exclusive, dollop_engine, dollop_session};
 use crate::outputs::{Out, OutArray, OutStruct};
@@ -170,20 +170,24 @@ pub unsafe extern "C" fn dollop_session_logits(
         let (ids, out) = unsafe { (arguments::array("ids", ids, count)?, OutArray::new(logits, capacity)) };
         // SAFETY: as above. This only checks for NULL.
         unsafe { Out::new("logits", logits) }?;
-        if ids.is_empty() {
-            return Err(Failure::invalid("ids is empty: there is no token to append"));
-        }
         let mut session = session.take()?;
         out.check("logits", session.engine().info().vocab)?;
-        let before = session.tokens().len();
-        let last = session.last_logits(ids);
-        if last.is_err() {
-            // The first chunks of a long prompt may have been appended.
-            session.rewind(before);
-        }
-        let last = last?;
-        out.set("logits", &last)
+        out.set("logits", &next_logits(&mut session, ids)?)
     })
+}
+
+/// Appends `ids` and returns the logits of the next token. After a failure the session is unchanged.
+pub(crate) fn next_logits(session: &mut Session, ids: &[u32]) -> Result<Vec<f32>> {
+    if ids.is_empty() {
+        return Err(Failure::invalid("ids is empty: there is no token to append"));
+    }
+    let before = session.tokens().len();
+    let logits = session.last_logits(ids);
+    if logits.is_err() {
+        // The first chunks of a long prompt may have been appended.
+        session.rewind(before);
+    }
+    Ok(logits?)
 }
 
 /// Drops all but the first `count` tokens of the session. If there are fewer, does nothing. One call at a time,

@@ -68,32 +68,32 @@ fn a_panic_of_a_callback_ends_the_generation_and_nothing_else() {
 }
 
 /// Appends each message to the list in `user_data`; panics at the first.
-unsafe extern "C-unwind" fn hears_log(
+unsafe extern "C-unwind" fn on_log(
     level: u32,
     target: *const c_char,
     message: *const c_char,
     user_data: *mut c_void,
 ) {
     // SAFETY: the test passes a list that outlives the sink, and a callback's texts are valid while it runs.
-    let (heard, target, message) =
-        unsafe { (&*user_data.cast::<Heard>(), CStr::from_ptr(target), CStr::from_ptr(message)) };
+    let (received, target, message) =
+        unsafe { (&*user_data.cast::<Received>(), CStr::from_ptr(target), CStr::from_ptr(message)) };
     let text = |t: &CStr| t.to_str().unwrap().to_owned();
-    let mut heard = heard.lock().unwrap();
-    heard.push((level, text(target), text(message)));
-    let first = heard.len() == 1;
-    drop(heard);
+    let mut received = received.lock().unwrap();
+    received.push((level, text(target), text(message)));
+    let first = received.len() == 1;
+    drop(received);
     // SAFETY: there are no pointers.
     assert_eq!(unsafe { dollop_set_log(None, null_mut(), 0) }, dollop_status::DOLLOP_BUSY);
     assert!(!first, "on purpose");
 }
 
-type Heard = Mutex<Vec<(u32, String, String)>>;
+type Received = Mutex<Vec<(u32, String, String)>>;
 
 /// Gate 91, its C part. The only test here that sets the log. Meanwhile, other tests write to it.
 #[test]
-fn the_log_reaches_its_callback_until_it_is_taken_away() {
-    let (path, heard) = (c_path(&default_model()), Heard::default());
-    let user_data = (&raw const heard).cast_mut().cast();
+fn the_log_reaches_its_callback_until_it_is_removed() {
+    let (path, received) = (c_path(&default_model()), Received::default());
+    let user_data = (&raw const received).cast_mut().cast();
     let open = || {
         let mut engine = null_mut();
         // SAFETY: all pointers are NULL or point to values of this function.
@@ -101,18 +101,18 @@ fn the_log_reaches_its_callback_until_it_is_taken_away() {
             assert_eq!(dollop_engine_open(path.as_ptr(), null(), &mut engine), dollop_status::DOLLOP_OK);
             assert_eq!(dollop_engine_free(engine), dollop_status::DOLLOP_OK);
         }
-        std::mem::take(&mut *heard.lock().unwrap())
+        std::mem::take(&mut *received.lock().unwrap())
     };
     // SAFETY: the list outlives the sink, which is removed below.
     let set = |callback, level| unsafe { dollop_set_log(callback, user_data, level) };
-    assert_eq!(set(Some(hears_log), 6), dollop_status::DOLLOP_INVALID);
-    assert_eq!(set(Some(hears_log), DOLLOP_LOG_INFO), dollop_status::DOLLOP_OK);
+    assert_eq!(set(Some(on_log), 6), dollop_status::DOLLOP_INVALID);
+    assert_eq!(set(Some(on_log), DOLLOP_LOG_INFO), dollop_status::DOLLOP_OK);
     let all = open();
     let opened = |(level, target, message): &&(u32, String, String)| {
         *level == DOLLOP_LOG_INFO && target.starts_with("dollop::") && message.contains("smollm2-moe.gguf")
     };
     assert!(all.iter().any(|m| opened(&m)) && all.iter().all(|m| m.0 <= DOLLOP_LOG_INFO), "{all:?}");
-    assert_eq!(set(Some(hears_log), DOLLOP_LOG_DEBUG), dollop_status::DOLLOP_OK);
+    assert_eq!(set(Some(on_log), DOLLOP_LOG_DEBUG), dollop_status::DOLLOP_OK);
     let all = open();
     assert!(all.iter().any(|m| m.0 == DOLLOP_LOG_DEBUG && m.2.starts_with("memory: ")), "{all:?}");
     assert_eq!(set(None, DOLLOP_LOG_TRACE), dollop_status::DOLLOP_OK);
@@ -140,7 +140,7 @@ fn a_panic_of_a_progress_callback_ends_the_conversion() {
 }
 
 #[test]
-fn a_panic_of_the_library_is_a_status_and_spoils_its_handle_only() {
+fn a_panic_of_the_library_is_a_status_and_closes_only_its_handle() {
     assert_eq!(run(|| panic!("on purpose")), dollop_status::DOLLOP_PANIC);
     assert_eq!(last_error(), "a bug in Dollop: on purpose");
     let shared = Exclusive::new(1);

@@ -1,17 +1,24 @@
 //! Conversations.
 
 use super::generate::{Wanted, generate};
-use super::{enter, handle, java, java_longs, number, optional_text, path, session_options, text, unsigned};
-use crate::boundary::Failure;
+use super::options::session_options;
+use super::{enter, handle, java, java_longs, number, optional_text, path, text, unsigned};
+use crate::boundary::{Failure, Result};
 use crate::chat::END_OF_TIME;
 use crate::handles::{self, Exclusive, dollop_chat, dollop_engine};
 use jni::JNIEnv;
-use jni::objects::{JClass, JObject, JObjectArray, JString};
-use jni::sys::{jboolean, jdoubleArray, jint, jlong, jlongArray, jstring};
+use jni::objects::{JClass, JObject, JString};
+use jni::sys::{jdoubleArray, jint, jlong, jlongArray, jstring};
+use runtime::Chat;
 use runtime::template::{DateTime, Message};
-use runtime::{Chat, Overflow};
 use std::ptr::null_mut;
 use std::sync::Arc;
+
+/// Messages from a JSON array of objects with `role` and `content`.
+pub(super) fn messages(env: &mut JNIEnv, json: &JString) -> Result<Vec<Message>> {
+    let messages = serde_json::from_str(&text(env, json)?);
+    messages.map_err(|e| Failure::invalid(format!("not an array of messages: {e}")))
+}
 
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_chatNew<'a>(
@@ -20,13 +27,14 @@ extern "system" fn Java_dev_dollop_Native_chatNew<'a>(
     engine: jlong,
     system: JString<'a>,
     context: jint,
-    slide: jboolean,
+    chunk: jint,
+    overflow: jint,
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let engine = handles::get::<dollop_engine>(handle(engine))?;
         let system = optional_text(env, &system)?;
-        let overflow = if slide != 0 { Overflow::Slide } else { Overflow::Error };
-        let chat = Chat::new(engine.session(session_options(context)?)?, system, overflow)?;
+        let overflow = crate::chat::overflow(unsigned("overflow", overflow.into())? as u32)?;
+        let chat = Chat::new(engine.session(session_options(context, chunk)?)?, system, overflow)?;
         Ok(number(handles::open::<dollop_chat>(Arc::new(Exclusive::new(chat)))?))
     })
 }
@@ -38,10 +46,11 @@ extern "system" fn Java_dev_dollop_Native_chatLoad<'a>(
     engine: jlong,
     from: JString<'a>,
     context: jint,
+    chunk: jint,
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let engine = handles::get::<dollop_engine>(handle(engine))?;
-        let chat = engine.load_chat(&path(env, &from)?, session_options(context)?)?;
+        let chat = engine.load_chat(&path(env, &from)?, session_options(context, chunk)?)?;
         Ok(number(handles::open::<dollop_chat>(Arc::new(Exclusive::new(chat)))?))
     })
 }
@@ -68,17 +77,13 @@ extern "system" fn Java_dev_dollop_Native_chatSend<'a>(
     _: JClass<'a>,
     chat: jlong,
     message: JString<'a>,
-    max_tokens: jint,
-    sampling: JString<'a>,
-    stop: JObjectArray<'a>,
-    kind: jint,
-    constraint: JString<'a>,
+    options: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
         let message = text(env, &message)?;
-        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
+        let wanted = Wanted { options, listener };
         let engine = |c: &Chat| c.session().engine().clone();
         generate(
             env,
@@ -95,16 +100,12 @@ extern "system" fn Java_dev_dollop_Native_chatRegenerate<'a>(
     mut env: JNIEnv<'a>,
     _: JClass<'a>,
     chat: jlong,
-    max_tokens: jint,
-    sampling: JString<'a>,
-    stop: JObjectArray<'a>,
-    kind: jint,
-    constraint: JString<'a>,
+    options: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
-        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
+        let wanted = Wanted { options, listener };
         let engine = |c: &Chat| c.session().engine().clone();
         generate(
             env,
@@ -138,8 +139,7 @@ extern "system" fn Java_dev_dollop_Native_chatSetMessages<'a>(
 ) {
     enter(&mut env, (), |env| {
         let chat = handles::get::<dollop_chat>(handle(chat))?;
-        let messages: Vec<Message> = serde_json::from_str(&text(env, &json)?)
-            .map_err(|e| Failure::invalid(format!("not an array of messages: {e}")))?;
+        let messages = messages(env, &json)?;
         chat.take()?.restore(messages);
         Ok(())
     });

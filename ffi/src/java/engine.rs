@@ -9,7 +9,7 @@ use crate::file::part;
 use crate::handles::{self, dollop_engine};
 use jni::JNIEnv;
 use jni::objects::{JClass, JIntArray, JObject, JString};
-use jni::sys::{jboolean, jfloat, jint, jintArray, jlong, jstring};
+use jni::sys::{jboolean, jint, jintArray, jlong, jstring};
 use runtime::{Engine, Progress};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -44,15 +44,11 @@ extern "system" fn Java_dev_dollop_Native_engineOpen<'a>(
     mut env: JNIEnv<'a>,
     _: JClass<'a>,
     path: JString<'a>,
-    numbers: JIntArray<'a>,
-    quality: jfloat,
-    memory: jlong,
-    cache: JString<'a>,
-    pipelines: JString<'a>,
+    options: JString<'a>,
     listener: JObject<'a>,
 ) -> jlong {
     enter(&mut env, 0, |env| {
-        let opening = opening(env, &numbers, quality, memory, [&cache, &pipelines])?;
+        let opening = opening(env, &options)?;
         let open = |path: &Path, progress: OnProgress| Engine::open_with(path, &opening.engine, progress);
         Ok(number(handles::open::<dollop_engine>(with_path(env, &path, &listener, open)?)?))
     })
@@ -65,13 +61,10 @@ extern "system" fn Java_dev_dollop_Native_engineOpenFile<'a>(
     descriptor: jint,
     offset: jlong,
     length: jlong,
-    numbers: JIntArray<'a>,
-    quality: jfloat,
-    memory: jlong,
-    pipelines: JString<'a>,
+    options: JString<'a>,
 ) -> jlong {
     enter(&mut env, 0, |env| {
-        let opening = opening(env, &numbers, quality, memory, [&JString::default(), &pipelines])?;
+        let opening = opening(env, &options)?;
         let offset = unsigned("the offset", offset)?;
         let (file, length) = part(descriptor, offset, unsigned("the length", length)?)?;
         let engine = Engine::open_file(file, offset, length, &opening.engine)?;
@@ -84,14 +77,11 @@ extern "system" fn Java_dev_dollop_Native_planJson<'a>(
     mut env: JNIEnv<'a>,
     _: JClass<'a>,
     path: JString<'a>,
-    numbers: JIntArray<'a>,
-    quality: jfloat,
-    memory: jlong,
-    cache: JString<'a>,
+    options: JString<'a>,
     listener: JObject<'a>,
 ) -> jstring {
     enter(&mut env, null_mut(), |env| {
-        let opening = opening(env, &numbers, quality, memory, [&cache, &JString::default()])?;
+        let opening = opening(env, &options)?;
         let plan = |path: &Path, progress: OnProgress| Engine::plan_with(path, &opening.engine, progress);
         let plan = with_path(env, &path, &listener, plan)?;
         java(env, &crate::plan::json(&plan)?)
@@ -105,13 +95,10 @@ extern "system" fn Java_dev_dollop_Native_planFileJson<'a>(
     descriptor: jint,
     offset: jlong,
     length: jlong,
-    numbers: JIntArray<'a>,
-    quality: jfloat,
-    memory: jlong,
+    options: JString<'a>,
 ) -> jstring {
     enter(&mut env, null_mut(), |env| {
-        let none = JString::default();
-        let opening = opening(env, &numbers, quality, memory, [&none, &none])?;
+        let opening = opening(env, &options)?;
         let offset = unsigned("the offset", offset)?;
         let (file, length) = part(descriptor, offset, unsigned("the length", length)?)?;
         let plan = Engine::plan_file(file, offset, length, &opening.engine)?;
@@ -131,6 +118,7 @@ extern "system" fn Java_dev_dollop_Native_engineJson<'a>(
         let json = match what {
             0 => crate::info::json(&engine)?,
             1 => crate::stats::json(&engine),
+            3 => super::generate::sampling_json(engine.sampling())?,
             _ => crate::plan::json(&engine.memory_plan())?,
         };
         java(env, &json)
@@ -199,6 +187,22 @@ extern "system" fn Java_dev_dollop_Native_engineDetokenize<'a>(
         }
         let text = engine.tokenizer()?.decode(&ids, skip_special != 0);
         java(env, &text)
+    })
+}
+
+/// Renders messages, given as a JSON array, with the model's chat template.
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_engineRender<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    engine: jlong,
+    messages: JString<'a>,
+    add_generation_prompt: jboolean,
+) -> jstring {
+    enter(&mut env, null_mut(), |env| {
+        let engine = handles::get::<dollop_engine>(handle(engine))?;
+        let messages = super::chat::messages(env, &messages)?;
+        java(env, &crate::chat::rendered(&engine, &messages, add_generation_prompt != 0)?)
     })
 }
 

@@ -1,62 +1,71 @@
 //! Generation for Kotlin. Takes options, reports events through a listener, returns six numbers.
 
 use super::listener::Listener;
-use super::{optional_text, text};
+use super::options::Fields;
 use crate::boundary::{Failure, Result};
-use crate::generate::outcome_of;
+use crate::generate::{constraint, outcome_of, target};
 use crate::handles::Exclusive;
+use crate::status::dollop_status::DOLLOP_OTHER;
 use jni::JNIEnv;
-use jni::objects::{JDoubleArray, JObject, JObjectArray, JString};
-use jni::sys::{jdoubleArray, jint, jlong};
-use runtime::sampler::Sampling;
-use runtime::{Constraint, Engine, Event, GenerateOptions, Outcome};
+use jni::objects::{JDoubleArray, JObject, JString};
+use jni::sys::{jdoubleArray, jlong};
+use runtime::sampler::{Link, Sampling};
+use runtime::{Engine, Event, GenerateOptions, Outcome};
+use serde_json::Value;
 use std::ptr::null_mut;
 
-/// The options of a generation, as Kotlin passes them.
+/// What Kotlin passes to a generation.
 pub(super) struct Wanted<'a> {
-    pub(super) max_tokens: jint,
-    /// A JSON object with the differences from the model's own sampling, or null.
-    pub(super) sampling: JString<'a>,
-    pub(super) stop: JObjectArray<'a>,
-    /// A JSON Schema if the number is 1, a regular expression if 2, a grammar if 3; null for none.
-    pub(super) constraint: (jint, JString<'a>),
+    /// `GenerateOptions.json` in Kotlin.
+    pub(super) options: JString<'a>,
     /// A `Listener`, or null.
     pub(super) listener: JObject<'a>,
 }
 
 impl Wanted<'_> {
     fn options(&self, env: &mut JNIEnv, own: &Sampling) -> Result<GenerateOptions> {
+        let mut fields = Fields::read(env, &self.options)?;
         let mut options = GenerateOptions::default();
-        let json = optional_text(env, &self.sampling)?;
-        for i in 0..env.get_array_length(&self.stop)? {
-            let one = JString::from(env.get_object_array_element(&self.stop, i)?);
-            options.stop.push(text(env, &one)?);
-            env.delete_local_ref(one)?;
+        if let Some(most) = fields.integer::<u32>("max_tokens")? {
+            options.max_tokens = most as usize;
         }
-        options.max_tokens =
-            usize::try_from(self.max_tokens).map_err(|_| Failure::invalid("max_tokens is negative"))?;
-        options.sampling = sampling(own, json.as_deref())?;
-        let (kind, of) = (self.constraint.0, optional_text(env, &self.constraint.1)?);
-        options.constraint = match (kind, of) {
-            (_, None) => None,
-            (1, Some(text)) => Some(Constraint::json_schema(text)),
-            (2, Some(text)) => Some(Constraint::regex(text)),
-            (3, Some(text)) => Some(Constraint::lark(text)),
-            (kind, _) => return Err(Failure::invalid(format!("a constraint of kind {kind}"))),
-        };
+        options.ignore_eos = fields.flag("ignore_eos");
+        options.target_tps = target(fields.float("target_tps")?)?;
+        options.sampling = sampling(own, fields.take("sampling"))?;
+        if let Value::Array(texts) = fields.take("stop") {
+            options.stop = texts.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        }
+        let forms = ["json_schema", "regex", "grammar"].map(|name| fields.text(name));
+        options.constraint = constraint(forms.each_ref().map(Option::as_deref))?;
+        fields.finish()?;
         Ok(options)
     }
 }
 
 /// The model's own sampling, overridden by the fields of a JSON object.
-fn sampling(own: &Sampling, json: Option<&str>) -> Result<Sampling> {
+fn sampling(own: &Sampling, over: Value) -> Result<Sampling> {
     let failed = |e| Failure::invalid(format!("the sampling: {e}"));
     let mut all = serde_json::to_value(own).map_err(failed)?;
-    let over: serde_json::Map<_, _> = serde_json::from_str(json.unwrap_or("{}")).map_err(failed)?;
-    for (name, value) in over {
-        all[name] = value;
+    if let Value::Object(over) = over {
+        for (name, value) in over {
+            all[&name] = match value {
+                Value::String(chain) if name == "chain" => {
+                    serde_json::to_value(Link::chain(&chain)?).map_err(failed)?
+                }
+                value => value,
+            };
+        }
     }
     serde_json::from_value(all).map_err(failed)
+}
+
+/// A sampling as a JSON object. The chain is a text, as in C.
+pub(super) fn sampling_json(sampling: &Sampling) -> Result<String> {
+    let failed = |e| Failure::new(DOLLOP_OTHER, format!("the sampling: {e}"));
+    let mut all = serde_json::to_value(sampling).map_err(failed)?;
+    let chain: Vec<&str> = all["chain"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    all["chain"] = chain.join(";").into();
+    Ok(all.to_string())
 }
 
 /// The part of a call that generates, with exclusive access to the value.

@@ -18,10 +18,9 @@ use crate::status::dollop_status::*;
 use jni::JNIEnv;
 use jni::errors::Error as JniError;
 use jni::objects::{JClass, JIntArray, JString, JThrowable, JValue};
-use jni::sys::{jint, jintArray, jlong, jlongArray, jstring};
-use runtime::SessionOptions;
+use jni::sys::{jfloatArray, jint, jintArray, jlong, jlongArray, jstring};
 use std::path::PathBuf;
-use std::ptr::without_provenance_mut;
+use std::ptr::{null_mut, without_provenance_mut};
 
 impl From<JniError> for Failure {
     fn from(error: JniError) -> Failure {
@@ -74,6 +73,12 @@ fn java_longs(env: &mut JNIEnv, numbers: &[jlong]) -> Result<jlongArray> {
     Ok(array.into_raw())
 }
 
+fn java_floats(env: &mut JNIEnv, numbers: &[f32]) -> Result<jfloatArray> {
+    let array = env.new_float_array(numbers.len() as jint)?;
+    env.set_float_array_region(&array, 0, numbers)?;
+    Ok(array.into_raw())
+}
+
 /// Token ids. Vocabularies are far smaller than the range of a signed number.
 fn java_ids(env: &mut JNIEnv, ids: &[u32]) -> Result<jintArray> {
     let ids: Vec<jint> = ids.iter().map(|&id| jint::try_from(id).unwrap_or(jint::MAX)).collect();
@@ -98,15 +103,6 @@ fn unsigned(name: &str, number: jlong) -> Result<u64> {
     u64::try_from(number).map_err(|_| Failure::invalid(format!("{name}: {number} is negative")))
 }
 
-/// Options with a context in tokens; 0 means the planned number.
-fn session_options(context: jint) -> Result<SessionOptions> {
-    let mut options = SessionOptions::default();
-    if context != 0 {
-        options.context = Some(unsigned("the context", context.into())? as usize);
-    }
-    Ok(options)
-}
-
 /// A handle, which Kotlin holds as a number.
 fn handle<H>(number: jlong) -> *mut H {
     without_provenance_mut(usize::try_from(number).unwrap_or_default())
@@ -119,4 +115,9 @@ fn number<H>(handle: *mut H) -> jlong {
 #[unsafe(no_mangle)]
 extern "system" fn Java_dev_dollop_Native_openHandles<'a>(_: JNIEnv<'a>, _: JClass<'a>) -> jlong {
     handles::dollop_open_handles() as jlong
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_version<'a>(mut env: JNIEnv<'a>, _: JClass<'a>) -> jstring {
+    enter(&mut env, null_mut(), |env| java(env, env!("CARGO_PKG_VERSION")))
 }

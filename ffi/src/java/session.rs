@@ -1,12 +1,13 @@
 //! Sessions: plain text and tokens, without a chat template.
 
 use super::generate::{Wanted, generate};
-use super::{enter, handle, ids, java_ids, java_longs, number, path, session_options, text, unsigned};
+use super::options::session_options;
+use super::{enter, handle, ids, java_floats, java_ids, java_longs, number, path, text, unsigned};
 use crate::handles::{self, Exclusive, dollop_engine, dollop_session};
-use crate::session::info_of;
+use crate::session::{info_of, next_logits};
 use jni::JNIEnv;
-use jni::objects::{JClass, JIntArray, JObject, JObjectArray, JString};
-use jni::sys::{jdoubleArray, jint, jintArray, jlong, jlongArray};
+use jni::objects::{JClass, JIntArray, JObject, JString};
+use jni::sys::{jdoubleArray, jfloatArray, jint, jintArray, jlong, jlongArray};
 use runtime::Session;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -27,10 +28,11 @@ extern "system" fn Java_dev_dollop_Native_sessionNew<'a>(
     _: JClass<'a>,
     engine: jlong,
     context: jint,
+    chunk: jint,
 ) -> jlong {
     enter(&mut env, 0, |_| {
         let engine = handles::get::<dollop_engine>(handle(engine))?;
-        opened(engine.session(session_options(context)?)?)
+        opened(engine.session(session_options(context, chunk)?)?)
     })
 }
 
@@ -41,10 +43,11 @@ extern "system" fn Java_dev_dollop_Native_sessionLoad<'a>(
     engine: jlong,
     from: JString<'a>,
     context: jint,
+    chunk: jint,
 ) -> jlong {
     enter(&mut env, 0, |env| {
         let engine = handles::get::<dollop_engine>(handle(engine))?;
-        opened(engine.load_session(&path(env, &from)?, session_options(context)?)?)
+        opened(engine.load_session(&path(env, &from)?, session_options(context, chunk)?)?)
     })
 }
 
@@ -83,17 +86,13 @@ extern "system" fn Java_dev_dollop_Native_sessionComplete<'a>(
     _: JClass<'a>,
     session: jlong,
     prompt: JString<'a>,
-    max_tokens: jint,
-    sampling: JString<'a>,
-    stop: JObjectArray<'a>,
-    kind: jint,
-    constraint: JString<'a>,
+    options: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let session = handles::get::<dollop_session>(handle(session))?;
         let prompt = text(env, &prompt)?;
-        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
+        let wanted = Wanted { options, listener };
         let engine = |s: &Session| s.engine().clone();
         let body = move |s: &mut Session, options: &_, on_event: &mut dyn FnMut(_)| {
             let ids = s.engine().encode_text(&prompt)?;
@@ -109,22 +108,33 @@ extern "system" fn Java_dev_dollop_Native_sessionGenerate<'a>(
     _: JClass<'a>,
     session: jlong,
     prompt: JIntArray<'a>,
-    max_tokens: jint,
-    sampling: JString<'a>,
-    stop: JObjectArray<'a>,
-    kind: jint,
-    constraint: JString<'a>,
+    options: JString<'a>,
     listener: JObject<'a>,
 ) -> jdoubleArray {
     enter(&mut env, null_mut(), |env| {
         let session = handles::get::<dollop_session>(handle(session))?;
         let prompt = ids(env, &prompt)?;
-        let wanted = Wanted { max_tokens, sampling, stop, constraint: (kind, constraint), listener };
+        let wanted = Wanted { options, listener };
         let engine = |s: &Session| s.engine().clone();
         let body = move |s: &mut Session, options: &_, on_event: &mut dyn FnMut(_)| {
             s.generate(&prompt, options, on_event)
         };
         generate(env, &session, engine, &wanted, Box::new(body))
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "system" fn Java_dev_dollop_Native_sessionLogits<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    session: jlong,
+    from: JIntArray<'a>,
+) -> jfloatArray {
+    enter(&mut env, null_mut(), |env| {
+        let session = handles::get::<dollop_session>(handle(session))?;
+        let ids = ids(env, &from)?;
+        let logits = next_logits(&mut *session.take()?, &ids)?;
+        java_floats(env, &logits)
     })
 }
 

@@ -3,6 +3,7 @@ package dev.dollop
 
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.toList
 import kotlinx.serialization.Serializable
 import kotlinx.serialization.json.JsonObject
 
@@ -38,6 +39,12 @@ public interface Chat : AutoCloseable {
     /** Discards the last answer and generates another to the same message. Otherwise the same as [send]. */
     public fun regenerate(options: GenerateOptions = GenerateOptions()): Flow<Event>
 
+    /**
+     * Adds [message] as the user's message, and returns the whole answer. If the coroutine is cancelled, generation stops,
+     * and the text generated so far stays in the conversation. Otherwise the same as [send].
+     */
+    public suspend fun reply(message: String, options: GenerateOptions = GenerateOptions()): Reply
+
     /** Returns the messages so far, including the system prompt if one was given. */
     public fun messages(): List<Message>
 
@@ -58,7 +65,7 @@ public interface Chat : AutoCloseable {
     public fun reset()
 
     /** Returns how full the context is. */
-    public fun timeline(): Timeline
+    public fun info(): SessionInfo
 
     /**
      * Saves the conversation to a file and returns the file's size in bytes.
@@ -81,16 +88,15 @@ internal class NativeChat(number: Long, private val dispatcher: CoroutineDispatc
     private val handle = Handle(number, "chat", Native::chatClose)
     private val generation = Generation(handle, dispatcher, Native::chatCancel)
 
-    override fun send(message: String, options: GenerateOptions): Flow<Event> = generation.events { chat, listener ->
-        Native.chatSend(
-            chat, message, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
-        )
-    }
+    override fun send(message: String, options: GenerateOptions): Flow<Event> =
+        generation.events { chat, listener -> Native.chatSend(chat, message, options.json(), listener) }
 
-    override fun regenerate(options: GenerateOptions): Flow<Event> = generation.events { chat, listener ->
-        Native.chatRegenerate(
-            chat, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
-        )
+    override fun regenerate(options: GenerateOptions): Flow<Event> =
+        generation.events { chat, listener -> Native.chatRegenerate(chat, options.json(), listener) }
+
+    override suspend fun reply(message: String, options: GenerateOptions): Reply {
+        val events = send(message, options).toList()
+        return Reply(events.joinToString("") { it.text }, (events.last() as Event.Done).outcome)
     }
 
     override fun messages(): List<Message> = json.decodeFromString(Native.chatMessages(handle.number))
@@ -98,7 +104,7 @@ internal class NativeChat(number: Long, private val dispatcher: CoroutineDispatc
     override fun setVariables(variables: JsonObject): Unit = Native.chatSetVariables(handle.number, variables.toString())
     override fun setTime(seconds: Long): Unit = Native.chatSetTime(handle.number, seconds)
     override fun reset(): Unit = Native.chatReset(handle.number)
-    override fun timeline(): Timeline = Timeline(Native.chatNumbers(handle.number))
+    override fun info(): SessionInfo = SessionInfo(Native.chatNumbers(handle.number))
     override fun cancel(): Unit = Native.chatCancel(handle.number)
     override fun close(): Unit = handle.close()
 

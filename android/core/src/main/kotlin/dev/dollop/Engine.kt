@@ -13,7 +13,7 @@ import kotlinx.coroutines.isActive
  * @property done bytes done
  * @property total bytes in all
  */
-public data class Progress(val stage: String, val done: Long, val total: Long)
+public data class OpenProgress(val stage: String, val done: Long, val total: Long)
 
 /**
  * A part of an open file, for systems that give sandboxed apps a file descriptor instead of a path.
@@ -55,6 +55,9 @@ public interface Engine : AutoCloseable {
     /** Returns the counters since the engine was opened. May be called during a generation. */
     public fun stats(): Stats
 
+    /** Returns the sampling that the model's file recommends, with the library's defaults for what it leaves out. */
+    public fun sampling(): Sampling
+
     /** Returns what the memory is used for now. May be called during a generation. */
     public fun plan(): Plan
 
@@ -69,16 +72,23 @@ public interface Engine : AutoCloseable {
      * Restores a conversation that [Chat.save] wrote.
      *
      * @param context positions of the KV cache; null for the number that the budget was planned for
+     * @param chunk tokens per prefill chunk; null for the number that the budget was planned for
      * @throws DollopException with [Status.MALFORMED] for a damaged file, [Status.UNSUPPORTED] for a file of another
      * model, precision or version (the message says which), [Status.CONTEXT_FULL] if its tokens do not fit [context]
      */
-    public suspend fun loadChat(path: String, context: Int? = null): Chat
+    public suspend fun loadChat(path: String, context: Int? = null, chunk: Int? = null): Chat
 
-    /** Creates an empty session, which uses no chat template, and allocates its memory. */
-    public suspend fun session(context: Int? = null): Session
+    /**
+     * Creates an empty session, which uses no chat template, and allocates its memory.
+     *
+     * @param context positions of the KV cache; null for the number that the budget was planned for
+     * @param chunk tokens per prefill chunk; null for the number that the budget was planned for. From 32 on, results do
+     * not depend on it.
+     */
+    public suspend fun session(context: Int? = null, chunk: Int? = null): Session
 
     /** Restores a session that [Session.save] or [Chat.save] wrote. Otherwise the same as [loadChat]. */
-    public suspend fun loadSession(path: String, context: Int? = null): Session
+    public suspend fun loadSession(path: String, context: Int? = null, chunk: Int? = null): Session
 
     /**
      * Sets another memory budget and returns the bytes that were given back to the system.
@@ -112,6 +122,15 @@ public interface Engine : AutoCloseable {
      */
     public suspend fun detokenize(ids: IntArray, skipSpecial: Boolean = true): String
 
+    /**
+     * Renders messages with the model's chat template.
+     *
+     * @param addGenerationPrompt whether the text ends with the beginning of an answer
+     * @throws DollopException with [Status.TEMPLATE] if the template rejects the messages, [Status.UNSUPPORTED] if the
+     * model has no chat template
+     */
+    public suspend fun render(messages: List<Message>, addGenerationPrompt: Boolean = true): String
+
     /** Closes the engine. Its chats and sessions stay usable. Further calls have no effect. */
     override fun close()
 
@@ -132,12 +151,9 @@ public interface Engine : AutoCloseable {
             path: String,
             options: EngineOptions = EngineOptions(),
             dispatcher: CoroutineDispatcher = Dispatchers.IO,
-            onProgress: (Progress) -> Unit = {},
+            onProgress: (OpenProgress) -> Unit = {},
         ): Engine = engine(dispatcher) { context ->
-            Native.engineOpen(
-                path, options.numbers(), options.quality, options.memory, options.cacheFolder, options.pipelinesFolder,
-                progress(context, onProgress),
-            )
+            Native.engineOpen(path, options.json(), progress(context, onProgress))
         }
 
         /** Opens a Dollop file from a file descriptor. Foreign models can only be opened from a path. */
@@ -146,9 +162,7 @@ public interface Engine : AutoCloseable {
             options: EngineOptions = EngineOptions(),
             dispatcher: CoroutineDispatcher = Dispatchers.IO,
         ): Engine = engine(dispatcher) {
-            Native.engineOpenFile(
-                file.fd, file.offset, file.length, options.numbers(), options.quality, options.memory, options.pipelinesFolder,
-            )
+            Native.engineOpenFile(file.fd, file.offset, file.length, options.json())
         }
 
         /**
@@ -160,11 +174,10 @@ public interface Engine : AutoCloseable {
             path: String,
             options: EngineOptions = EngineOptions(),
             dispatcher: CoroutineDispatcher = Dispatchers.IO,
-            onProgress: (Progress) -> Unit = {},
+            onProgress: (OpenProgress) -> Unit = {},
         ): Plan = json.decodeFromString(
             blocking(dispatcher) { context ->
-                val listener = progress(context, onProgress)
-                Native.planJson(path, options.numbers(), options.quality, options.memory, options.cacheFolder, listener)
+                Native.planJson(path, options.json(), progress(context, onProgress))
             },
         )
 
@@ -175,21 +188,24 @@ public interface Engine : AutoCloseable {
             dispatcher: CoroutineDispatcher = Dispatchers.IO,
         ): Plan = json.decodeFromString(
             blocking(dispatcher) {
-                Native.planFileJson(file.fd, file.offset, file.length, options.numbers(), options.quality, options.memory)
+                Native.planFileJson(file.fd, file.offset, file.length, options.json())
             },
         )
 
         /** Returns this machine's GPUs; empty if there are none. Querying their drivers may take a second. */
-        public suspend fun gpus(dispatcher: CoroutineDispatcher = Dispatchers.IO): List<Gpu> =
+        public suspend fun devices(dispatcher: CoroutineDispatcher = Dispatchers.IO): List<Device> =
             json.decodeFromString(blocking(dispatcher) { Native.devicesJson() })
+
+        /** The version of the native library, such as "0.1.0". */
+        public val libraryVersion: String get() = Native.version()
     }
 }
 
 private suspend fun engine(dispatcher: CoroutineDispatcher, open: (CoroutineContext) -> Long): Engine =
     NativeEngine(blocking(dispatcher, Native::engineClose, open), dispatcher)
 
-private fun progress(context: CoroutineContext, receive: (Progress) -> Unit) = Listener { _, _, done, total, stage ->
-    receive(Progress(stage, done, total))
+private fun progress(context: CoroutineContext, receive: (OpenProgress) -> Unit) = Listener { _, _, done, total, stage ->
+    receive(OpenProgress(stage, done, total))
     context.isActive
 }
 
@@ -198,17 +214,21 @@ internal class NativeEngine(number: Long, private val dispatcher: CoroutineDispa
 
     override fun info(): ModelInfo = json.decodeFromString(Native.engineJson(handle.number, 0))
     override fun stats(): Stats = json.decodeFromString(Native.engineJson(handle.number, 1))
+    override fun sampling(): Sampling = json.decodeFromString(Native.engineJson(handle.number, 3))
     override fun plan(): Plan = json.decodeFromString(Native.engineJson(handle.number, 2))
 
-    override suspend fun chat(options: ChatOptions): Chat =
-        newChat { Native.chatNew(it, options.system, options.context ?: 0, options.slide) }
+    override suspend fun chat(options: ChatOptions): Chat = newChat {
+        Native.chatNew(it, options.system, options.context ?: 0, options.chunk ?: 0, options.overflow.ordinal)
+    }
 
-    override suspend fun loadChat(path: String, context: Int?): Chat = newChat { Native.chatLoad(it, path, context ?: 0) }
+    override suspend fun loadChat(path: String, context: Int?, chunk: Int?): Chat =
+        newChat { Native.chatLoad(it, path, context ?: 0, chunk ?: 0) }
 
-    override suspend fun session(context: Int?): Session = newSession { Native.sessionNew(it, context ?: 0) }
+    override suspend fun session(context: Int?, chunk: Int?): Session =
+        newSession { Native.sessionNew(it, context ?: 0, chunk ?: 0) }
 
-    override suspend fun loadSession(path: String, context: Int?): Session =
-        newSession { Native.sessionLoad(it, path, context ?: 0) }
+    override suspend fun loadSession(path: String, context: Int?, chunk: Int?): Session =
+        newSession { Native.sessionLoad(it, path, context ?: 0, chunk ?: 0) }
 
     override suspend fun setMemory(bytes: Long): Long = call { Native.engineSetMemory(it, bytes) }
     override suspend fun trim(level: TrimLevel): Long = call { Native.engineTrim(it, level.ordinal) }
@@ -217,6 +237,9 @@ internal class NativeEngine(number: Long, private val dispatcher: CoroutineDispa
 
     override suspend fun detokenize(ids: IntArray, skipSpecial: Boolean): String =
         call { Native.engineDetokenize(it, ids, skipSpecial) }
+
+    override suspend fun render(messages: List<Message>, addGenerationPrompt: Boolean): String =
+        call { Native.engineRender(it, json.encodeToString(messages), addGenerationPrompt) }
 
     override fun close(): Unit = handle.close()
 

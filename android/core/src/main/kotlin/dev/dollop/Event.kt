@@ -1,6 +1,8 @@
 // The events of a generation.
 package dev.dollop
 
+import kotlinx.serialization.Serializable
+
 /** An event of a generation. Events come in order. */
 public sealed interface Event {
     /**
@@ -35,25 +37,44 @@ public sealed interface Event {
      */
     public data class GpuLost(val note: String) : Event
 
-    /** The generation has ended. The last event, unless the collector cancels. */
-    public data class Done(
-        /** Why the generation ended. */
-        val stop: Stop,
-        /** Tokens of the prompt. */
-        val promptTokens: Int,
-        /** Prompt tokens that were already in the KV cache. */
-        val reusedTokens: Int,
-        /** Generated tokens, without the end-of-turn token. */
-        val generatedTokens: Int,
-        /** Seconds spent on the prompt tokens that were not reused. */
-        val prefillSeconds: Double,
-        /** Seconds spent on the generated tokens. */
-        val decodeSeconds: Double,
-    ) : Event
+    /**
+     * The generation has ended. The last event, unless the collector cancels.
+     *
+     * @property outcome the result of the generation
+     */
+    public data class Done(val outcome: Outcome) : Event
 }
 
+/** The result of a generation. */
+@Serializable
+public data class Outcome(
+    /** Why the generation ended. */
+    val stop: StopReason,
+    /** Tokens of the prompt. */
+    val promptTokens: Int,
+    /** Prompt tokens that were already in the KV cache. */
+    val reusedTokens: Int,
+    /** Generated tokens, without the end-of-turn token. */
+    val generatedTokens: Int,
+    /** Seconds spent on the prompt tokens that were not reused. */
+    val prefillSeconds: Double,
+    /** Seconds spent on the generated tokens. */
+    val decodeSeconds: Double,
+) {
+    /** Generated tokens per second; null if none were generated. */
+    public val tokensPerSecond: Double? get() = if (decodeSeconds > 0) generatedTokens / decodeSeconds else null
+}
+
+/**
+ * A whole answer.
+ *
+ * @property text the answer's text
+ * @property outcome the result of the generation
+ */
+public data class Reply(val text: String, val outcome: Outcome)
+
 /** Why a generation ended. */
-public enum class Stop {
+public enum class StopReason {
     /** The model ended its turn. */
     END_OF_TURN,
 
@@ -81,8 +102,8 @@ internal fun event(kind: Long, token: Long, done: Long, total: Long, text: Strin
     else -> Event.GpuLost(text)
 }
 
-/** Builds the last event from the result of a native call: one number per property, in order. */
-internal fun done(numbers: DoubleArray): Event.Done = Event.Done(
-    Stop.entries.getOrElse(numbers[0].toInt()) { Stop.OTHER },
+/** Builds the outcome from the result of a native call: one number per property, in order. */
+internal fun outcome(numbers: DoubleArray): Outcome = Outcome(
+    StopReason.entries.getOrElse(numbers[0].toInt()) { StopReason.OTHER },
     numbers[1].toInt(), numbers[2].toInt(), numbers[3].toInt(), numbers[4], numbers[5],
 )

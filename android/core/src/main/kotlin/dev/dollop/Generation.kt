@@ -24,7 +24,7 @@ internal class Generation(
     /** Whether a flow is being collected. Only that flow may cancel the native call. */
     private val running = AtomicBoolean()
 
-    /** Returns the cold flow of a generation. [generate] makes the native call and returns the numbers of [done]. */
+    /** Returns the cold flow of a generation. [generate] makes the native call and returns the numbers of [outcome]. */
     fun events(generate: (handle: Long, listener: Listener) -> DoubleArray): Flow<Event> = flow {
         if (!running.compareAndSet(false, true)) throw DollopException(Status.BUSY, "another answer is being generated")
         try {
@@ -43,7 +43,7 @@ internal class Generation(
                 // Blocks while the buffer is full; fails when the collector is gone, which ends the native call.
                 trySendBlocking(event(kind, token, done, total, text)).isSuccess
             }
-            trySendBlocking(done(numbers))
+            trySendBlocking(Event.Done(outcome(numbers)))
             channel.close()
         }
         awaitClose {

@@ -1,6 +1,12 @@
 // Options for opening a model, creating a chat and generating. Null selects the default of the library or the model.
 package dev.dollop
 
+import kotlinx.serialization.json.add
+import kotlinx.serialization.json.buildJsonObject
+import kotlinx.serialization.json.encodeToJsonElement
+import kotlinx.serialization.json.put
+import kotlinx.serialization.json.putJsonArray
+
 /** Selects a processor. */
 public enum class Backend {
     /** The CPU. */
@@ -40,7 +46,7 @@ public data class EngineOptions(
     val memoryBytes: Long? = null,
     /** The processor. */
     val backend: Backend = Backend.CPU,
-    /** The GPU's [Gpu.index]; null for the first usable one. */
+    /** The GPU's [Device.index]; null for the first usable one. */
     val gpuIndex: Int? = null,
     /** The precision of experts. */
     val precision: Precision = Precision.Default,
@@ -48,6 +54,21 @@ public data class EngineOptions(
     val threads: Int? = null,
     /** Positions of the KV cache that the budget must hold; null for the model's context, at most 4096. */
     val context: Int? = null,
+    /**
+     * Tokens per prefill chunk; null for 512 or, if experts are streamed, for what the budget allows, at most 2048.
+     */
+    val chunk: Int? = null,
+    /** Experts per token, if fewer than the model's; null for the model's. Changes results. */
+    val expertsUsed: Int? = null,
+    /** Experts to prefetch on a guess of the next layer's choice; 0 for none. Does not change results. */
+    val lookahead: Int = 0,
+    /**
+     * Skips an expert that is not resident if its share of the token's gate weights is below this; 0 for never. Changes
+     * results.
+     */
+    val skipCold: Float = 0f,
+    /** Raises the rank of resident experts by this fraction of the range of their scores; 0 for none. Changes results. */
+    val cachePrior: Float = 0f,
     /** Reads in flight; null for the number that measures best when the file is opened. */
     val lanes: Int? = null,
     /** Whether to stream experts even if all fit [memoryBytes], so that the engine can give memory back later. */
@@ -57,22 +78,44 @@ public data class EngineOptions(
     /** The folder for a GPU's compiled kernels: read on opening, written after new ones were compiled; null for none. */
     val pipelinesFolder: String? = null,
 ) {
-    /** The options as numbers, in the order that the native library reads them. */
-    internal fun numbers(): IntArray {
-        val (kind, level) = when (val p = precision) {
-            Precision.Default -> 0 to 0
-            is Precision.Exact -> 1 to p.bits
-            is Precision.Adaptive -> 2 to p.floor
+    /** The options as JSON, with the names of `dollop_engine_options`. */
+    internal fun json(): String = buildJsonObject {
+        put("memory_bytes", memoryBytes)
+        put("backend", backend.ordinal)
+        put("gpu_index", gpuIndex)
+        when (val p = precision) {
+            Precision.Default -> put("precision", 0)
+            is Precision.Exact -> {
+                put("precision", 1)
+                put("level", p.bits)
+            }
+            is Precision.Adaptive -> {
+                put("precision", 2)
+                put("level", p.floor)
+                put("quality", p.quality)
+            }
         }
-        val always = if (alwaysStream) 1 else 0
-        return intArrayOf(backend.ordinal, gpuIndex ?: -1, threads ?: 0, context ?: 0, 0, kind, level, lanes ?: 0, 0, always)
-    }
+        put("threads", threads)
+        put("context", context)
+        put("chunk", chunk)
+        put("experts_used", expertsUsed)
+        put("lookahead", lookahead)
+        put("skip_cold", skipCold)
+        put("cache_prior", cachePrior)
+        put("lanes", lanes)
+        put("always_stream", alwaysStream)
+        put("cache_folder", cacheFolder)
+        put("pipelines_folder", pipelinesFolder)
+    }.toString()
+}
 
-    /** The quality of adaptive precision; 0 if the precision is another. */
-    internal val quality: Float get() = (precision as? Precision.Adaptive)?.quality ?: 0f
+/** What happens if the conversation no longer fits the context. */
+public enum class Overflow {
+    /** A prompt that does not fit fails with [Status.CONTEXT_FULL]. An answer ends when the context is full. */
+    ERROR,
 
-    /** The memory budget in bytes; 0 for no limit. */
-    internal val memory: Long get() = memoryBytes ?: 0
+    /** The oldest turns are dropped; the system prompt stays. */
+    SLIDE,
 }
 
 /** Options for creating a chat. */
@@ -81,19 +124,18 @@ public data class ChatOptions(
     val system: String? = null,
     /** Positions of the KV cache; null for the number that the budget was planned for. */
     val context: Int? = null,
-    /**
-     * Whether to drop the oldest turns when the context is full; the system prompt stays. If not, a prompt that does not
-     * fit fails with [Status.CONTEXT_FULL], and an answer ends when the context is full.
-     */
-    val slide: Boolean = true,
+    /** Tokens per prefill chunk; null for the number that the budget was planned for. */
+    val chunk: Int? = null,
+    /** What happens if the conversation no longer fits the context. */
+    val overflow: Overflow = Overflow.SLIDE,
 )
 
 /**
- * A form that the answer must have. It applies to the answer, not to the reasoning before it.
- *
- * @property text the schema, expression or grammar; if it cannot be compiled, the generation fails with [Status.INVALID]
+ * A form that the answer must have. It applies to the answer, not to the reasoning before it. If it cannot be compiled, the
+ * generation fails with [Status.INVALID].
  */
 public sealed interface Constraint {
+    /** The schema, expression or grammar. */
     public val text: String
 
     /** The answer is JSON that is valid under a JSON Schema. */
@@ -116,15 +158,26 @@ public data class GenerateOptions(
     val stop: List<String> = emptyList(),
     /** The form that the answer must have; null for none. */
     val constraint: Constraint? = null,
+    /** Whether to continue after an end-of-turn token. */
+    val ignoreEos: Boolean = false,
+    /**
+     * The target speed in tokens per second, if experts are streamed with adaptive precision; null for none. The
+     * precision is lowered or raised to reach it, so results depend on the machine's speed.
+     */
+    val targetTokensPerSecond: Double? = null,
 ) {
-    /** The kind of the constraint as the native library takes it. */
-    internal val constraintKind: Int get() = when (constraint) {
-        null -> 0
-        is Constraint.JsonSchema -> 1
-        is Constraint.Regex -> 2
-        is Constraint.Grammar -> 3
-    }
-
-    /** The stop strings as the native library takes them. */
-    internal fun stops(): Array<String> = stop.toTypedArray()
+    /** The options as JSON, with the names of `dollop_generate_options`. */
+    internal fun json(): String = buildJsonObject {
+        put("max_tokens", maxTokens)
+        put("sampling", json.encodeToJsonElement(sampling))
+        putJsonArray("stop") { stop.forEach { add(it) } }
+        when (constraint) {
+            null -> {}
+            is Constraint.JsonSchema -> put("json_schema", constraint.text)
+            is Constraint.Regex -> put("regex", constraint.text)
+            is Constraint.Grammar -> put("grammar", constraint.text)
+        }
+        put("ignore_eos", ignoreEos)
+        put("target_tps", targetTokensPerSecond)
+    }.toString()
 }

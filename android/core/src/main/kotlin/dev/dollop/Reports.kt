@@ -12,6 +12,8 @@ internal val json: Json = Json {
     namingStrategy = JsonNamingStrategy.SnakeCase
     ignoreUnknownKeys = true
     explicitNulls = false
+    // Written as in Kotlin, so that the native library rejects them with a message.
+    allowSpecialFloatingPointValues = true
 }
 
 /** A model's names, dimensions and sizes. */
@@ -33,6 +35,10 @@ public data class ModelInfo(
     val context: Long,
     /** Tokens in the vocabulary. Token ids are below this. */
     val vocab: Int,
+    /** The token at the beginning of a text; null if there is none. */
+    val bos: Int? = null,
+    /** The token at the end of a text; null if there is none. */
+    val eos: Int? = null,
     /** Weights in all matrices. */
     val parameters: Long,
     /** Weights in the matrices that one token uses. */
@@ -85,12 +91,12 @@ public data class Plan(
     /** Host memory through which streamed experts pass on their way to a GPU. */
     val stagingBytes: Long,
     /** What each stored level would mean under this plan, lowest first. */
-    val levels: List<LevelFit>,
+    val levels: List<PlanLevel>,
 )
 
 /** What one level would mean under a plan. */
 @Serializable
-public data class LevelFit(
+public data class PlanLevel(
     /** Bits of the level. */
     val bits: Int,
     /** The share of the experts' bytes that the memory holds, from 0 to 1. */
@@ -114,6 +120,10 @@ public data class Stats(
     val stream: StreamStats? = null,
     /** Counters of the GPU; null if only the CPU has computed. */
     val gpu: GpuStats? = null,
+    /** Choices of the router that were dropped. */
+    val dropped: Long = 0,
+    /** Choices of the router that were redirected to another expert. */
+    val redirected: Long = 0,
 )
 
 /** Counters of streaming. A plane adds one or two bits to an expert. */
@@ -127,6 +137,8 @@ public data class StreamStats(
     val bytesWanted: Long,
     /** Bytes prefetched. */
     val bytesAhead: Long,
+    /** Bytes read for embedding rows that are not held in memory. */
+    val bytesEmbedding: Long,
     /** Planes above the base that were evicted. */
     val downgrades: Long,
     /** Base planes that were evicted. */
@@ -154,9 +166,9 @@ public data class GpuStats(
     val readbacks: Long,
 )
 
-/** A GPU of this machine. */
+/** A GPU of this machine, hardware or software. */
 @Serializable
-public data class Gpu(
+public data class Device(
     /** The value of [EngineOptions.gpuIndex] that selects it. */
     val index: Int,
     /** The GPU's name. */

@@ -1,8 +1,16 @@
 // How tokens are chosen. Names and meanings are those of `dollop_sampling` in dollop.h.
 package dev.dollop
 
+import kotlinx.serialization.ExperimentalSerializationApi
+import kotlinx.serialization.KSerializer
 import kotlinx.serialization.SerialName
 import kotlinx.serialization.Serializable
+import kotlinx.serialization.descriptors.PrimitiveKind
+import kotlinx.serialization.descriptors.PrimitiveSerialDescriptor
+import kotlinx.serialization.descriptors.SerialDescriptor
+import kotlinx.serialization.descriptors.nullable
+import kotlinx.serialization.encoding.Decoder
+import kotlinx.serialization.encoding.Encoder
 
 /** Mirostat (Basu et al., 2020), which replaces all sampling steps except the temperature. */
 @Serializable
@@ -21,10 +29,22 @@ public enum class Mirostat {
  * A number to add to the logit of a token.
  *
  * @property token the token's id
- * @property bias the number, which must be finite
+ * @property bias the number: finite, or minus infinity for a token that is never chosen
  */
 @Serializable
-public data class LogitBias(val token: Int, val bias: Float)
+public data class LogitBias(val token: Int, @Serializable(with = Bias::class) val bias: Float)
+
+/** A bias in JSON, which has no infinity: minus infinity is null. */
+@OptIn(ExperimentalSerializationApi::class)
+internal object Bias : KSerializer<Float> {
+    override val descriptor: SerialDescriptor = PrimitiveSerialDescriptor("dev.dollop.Bias", PrimitiveKind.FLOAT).nullable
+
+    override fun serialize(encoder: Encoder, value: Float) =
+        if (value == Float.NEGATIVE_INFINITY) encoder.encodeNull() else encoder.encodeFloat(value)
+
+    override fun deserialize(decoder: Decoder): Float =
+        if (decoder.decodeNotNullMark()) decoder.decodeFloat() else Float.NEGATIVE_INFINITY.also { decoder.decodeNull() }
+}
 
 /**
  * How tokens are chosen.
@@ -72,6 +92,8 @@ public data class Sampling(
     val dryAllowedLength: Int? = null,
     /** Number of previous tokens in which DRY looks for repetitions; 0 switches DRY off. */
     val dryLastN: Int? = null,
+    /** Texts that DRY matches no repetition across, at most 64. */
+    val dryBreakers: List<String>? = null,
     /** Replaces all steps except the temperature. */
     val mirostat: Mirostat? = null,
     /** The surprise per token that mirostat aims at, in bits. */
@@ -80,12 +102,11 @@ public data class Sampling(
     val mirostatEta: Float? = null,
     /** Added to the logits of single tokens, before all other steps. */
     val logitBias: List<LogitBias>? = null,
+    /** The steps to apply, in order, such as "penalties;top_k;top_p;temperature". */
+    val chain: String? = null,
     /** Seed of the random sequence. The same seed, tokens and budget give the same text. */
     val seed: Long? = null,
 ) {
-    /** The non-null properties as a JSON object. */
-    internal fun json(): String = json.encodeToString(this)
-
     /** Common choices. */
     public companion object {
         /** Always takes the likeliest token. */

@@ -5,7 +5,7 @@ import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.flow.Flow
 
 /** How full the context of a chat or session is, in tokens. */
-public data class Timeline(
+public data class SessionInfo(
     /** Positions of the KV cache. */
     val context: Long,
     /** Tokens in it. */
@@ -34,6 +34,15 @@ public interface Session : AutoCloseable {
     /** Continues a prompt given as token ids, to which nothing is added. Otherwise the same as [complete]. */
     public fun generate(prompt: IntArray, options: GenerateOptions = GenerateOptions()): Flow<Event>
 
+    /**
+     * Appends tokens and returns the logits of the token after them: unnormalised log probabilities, indexed by token id.
+     * After a failure, the session is unchanged.
+     *
+     * @throws DollopException with [Status.INVALID] if [ids] is empty or has an id outside the vocabulary,
+     * [Status.CONTEXT_FULL] if the tokens do not fit the context
+     */
+    public suspend fun logits(ids: IntArray): FloatArray
+
     /** Returns the tokens in the KV cache: the last prompt, and all but the last of the generated tokens. */
     public fun tokens(): IntArray
 
@@ -45,7 +54,7 @@ public interface Session : AutoCloseable {
     public fun rewind(count: Int)
 
     /** Returns how full the context is. */
-    public fun timeline(): Timeline
+    public fun info(): SessionInfo
 
     /**
      * Returns a second session that begins with the tokens of this one, to continue one prefix in several ways. Nothing
@@ -67,21 +76,20 @@ internal class NativeSession(number: Long, private val dispatcher: CoroutineDisp
     internal val handle = Handle(number, "session", Native::sessionClose)
     private val generation = Generation(handle, dispatcher, Native::sessionCancel)
 
-    override fun complete(prompt: String, options: GenerateOptions): Flow<Event> = generation.events { session, listener ->
-        Native.sessionComplete(
-            session, prompt, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
-        )
-    }
+    override fun complete(prompt: String, options: GenerateOptions): Flow<Event> =
+        generation.events { session, listener -> Native.sessionComplete(session, prompt, options.json(), listener) }
 
-    override fun generate(prompt: IntArray, options: GenerateOptions): Flow<Event> = generation.events { session, listener ->
-        Native.sessionGenerate(
-            session, prompt, options.maxTokens, options.sampling.json(), options.stops(), options.constraintKind, options.constraint?.text, listener,
-        )
+    override fun generate(prompt: IntArray, options: GenerateOptions): Flow<Event> =
+        generation.events { session, listener -> Native.sessionGenerate(session, prompt, options.json(), listener) }
+
+    override suspend fun logits(ids: IntArray): FloatArray {
+        val session = handle.number
+        return blocking(dispatcher) { Native.sessionLogits(session, ids) }
     }
 
     override fun tokens(): IntArray = Native.sessionTokens(handle.number)
     override fun rewind(count: Int): Unit = Native.sessionRewind(handle.number, count)
-    override fun timeline(): Timeline = Timeline(Native.sessionNumbers(handle.number))
+    override fun info(): SessionInfo = SessionInfo(Native.sessionNumbers(handle.number))
     override fun cancel(): Unit = Native.sessionCancel(handle.number)
     override fun close(): Unit = handle.close()
 

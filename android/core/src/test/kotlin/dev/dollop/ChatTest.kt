@@ -29,13 +29,13 @@ import org.junit.jupiter.api.Test
 
 class ChatTest : WithModel() {
     @Test
-    fun anAnswerStreams() = runBlocking<Unit> {
+    fun answersAreStreamed() = runBlocking<Unit> {
         engine().use { engine ->
             engine.chat(ChatOptions(system = "You are brief.")).use { chat ->
                 val events = chat.send("What is the capital of France?", greedy).toList()
                 assertTrue("Paris" in text(events), text(events))
                 assertIs<Event.Prefill>(events.first())
-                val done = assertIs<Event.Done>(events.last())
+                val done = assertIs<Event.Done>(events.last()).outcome
                 assertEquals(events.count { it is Event.Token }, done.generatedTokens)
                 assertTrue(done.promptTokens > 10 && done.decodeSeconds > 0)
                 val (system, asked, answered) = chat.messages()
@@ -53,7 +53,7 @@ class ChatTest : WithModel() {
     }
 
     @Test
-    fun anAnswerHasTheFormThatIsAskedFor() = runBlocking<Unit> {
+    fun answersObeyTheirConstraint() = runBlocking<Unit> {
         engine().use { engine ->
             engine.chat().use { chat ->
                 val ask: suspend (Constraint) -> String = { form ->
@@ -75,7 +75,7 @@ class ChatTest : WithModel() {
     }
 
     @Test
-    fun aCollectorThatLeavesStopsTheAnswerAndTheChatGoesOn() = runBlocking<Unit> {
+    fun aCancelledCollectorStopsTheAnswerAndFreesTheChat() = runBlocking<Unit> {
         engine().use { engine ->
             engine.chat().use { chat ->
                 val long = GenerateOptions(maxTokens = 400, sampling = Sampling.Greedy)
@@ -90,20 +90,20 @@ class ChatTest : WithModel() {
                 assertEquals(3, chat.send("Hello", greedy.copy(maxTokens = 3)).toList().count { it is Event.Token })
                 // After cancel(), the flow completes with Done.
                 val done = chat.send("A poem.", long).onEach { if (it is Event.Token) chat.cancel() }.toList().last()
-                assertEquals(Stop.CANCELLED, assertIs<Event.Done>(done).stop)
+                assertEquals(StopReason.CANCELLED, assertIs<Event.Done>(done).outcome.stop)
             }
         }
     }
 
     @Test
-    fun failuresHaveAStatusAndAText() = runBlocking<Unit> {
+    fun failuresHaveAStatusAndAMessage() = runBlocking<Unit> {
         assertEquals(Status.IO, status { Engine.open("no-such-file") })
         assertEquals(Status.BUDGET, status { Engine.plan(model, EngineOptions(memoryBytes = 1)) })
         assertEquals(Status.INVALID, status { Engine.open(model, EngineOptions(precision = Precision.Exact(5))) })
         assertEquals(Status.INVALID, status { Engine.open(model, EngineOptions(memoryBytes = -1)) })
         engine().use { engine ->
             assertEquals(Status.INVALID, status { engine.chat(ChatOptions(context = 1 shl 30)) })
-            val chat = engine.chat(ChatOptions(context = 64, slide = false))
+            val chat = engine.chat(ChatOptions(context = 64, overflow = Overflow.ERROR))
             assertEquals(Status.CONTEXT_FULL, status { chat.send("word ".repeat(100)).collect() })
             assertEquals(Status.INVALID, status { chat.send("Hi", GenerateOptions(sampling = Sampling(topP = 0f))).collect() })
             repeat(3) { chat.close() }
@@ -132,19 +132,19 @@ class ChatTest : WithModel() {
                 chat.setMessages(before)
                 assertEquals(before, chat.messages())
                 chat.setVariables(buildJsonObject { put("enable_thinking", false) })
-                val done = assertIs<Event.Done>(chat.send("Say hello.", greedy.copy(maxTokens = 2)).toList().last())
+                val done = assertIs<Event.Done>(chat.send("Say hello.", greedy.copy(maxTokens = 2)).toList().last()).outcome
                 assertTrue(done.promptTokens > 20, "the messages are read")
-                val timeline = chat.timeline()
-                assertEquals(512, timeline.context)
-                assertEquals(done.promptTokens + 1L, timeline.tokens)
-                assertTrue(timeline.processedTokens >= timeline.tokens)
+                val info = chat.info()
+                assertEquals(512, info.context)
+                assertEquals(done.promptTokens + 1L, info.tokens)
+                assertTrue(info.processedTokens >= info.tokens)
             }
         }
     }
 
-    /** A slow collector holds generation up: 16 events wait for it, not a whole answer. */
+    /** A slow collector pauses the generation: 16 events wait for it, not a whole answer. */
     @Test
-    fun aSlowCollectorHoldsTheGenerationUp() = runBlocking<Unit> {
+    fun aSlowCollectorPausesTheGeneration() = runBlocking<Unit> {
         class Enough : Exception()
         engine().use { engine ->
             engine.session().use { session ->
@@ -157,7 +157,7 @@ class ChatTest : WithModel() {
                     }
                 }
                 // 16 tokens wait, one was collected, one is being sent, and the last is not in the cache yet.
-                val generated = session.timeline().tokens - prompt.size
+                val generated = session.info().tokens - prompt.size
                 assertTrue(generated in 2..19, "$generated tokens were generated while one was collected")
             }
         }
@@ -176,7 +176,7 @@ class ChatTest : WithModel() {
                 val answer = async(Dispatchers.Default) {
                     try {
                         val last = chat.send("Hi", greedy.copy(maxTokens = 2)).toList().last()
-                        if ((last as? Event.Done)?.stop == Stop.CANCELLED) cut.incrementAndGet() else ended.incrementAndGet()
+                        if ((last as? Event.Done)?.outcome?.stop == StopReason.CANCELLED) cut.incrementAndGet() else ended.incrementAndGet()
                     } catch (e: DollopException) {
                         assertEquals(Status.CLOSED, e.status)
                         cut.incrementAndGet()

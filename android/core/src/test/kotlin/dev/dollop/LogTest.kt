@@ -13,34 +13,34 @@ import org.junit.jupiter.api.AfterEach
 import org.junit.jupiter.api.Test
 
 class LogTest : WithModel() {
-    private data class Said(val level: LogLevel, val target: String, val message: String, val thread: Thread)
+    private data class Entry(val level: LogLevel, val target: String, val message: String, val thread: Thread)
 
-    private val heard = ConcurrentLinkedQueue<Said>()
-    private val hears = LogListener { level, target, message -> heard += Said(level, target, message, Thread.currentThread()) }
+    private val received = ConcurrentLinkedQueue<Entry>()
+    private val listener = LogListener { level, target, message -> received += Entry(level, target, message, Thread.currentThread()) }
 
     /** Returns the messages since the last call. */
-    private fun said(): List<Said> = generateSequence { heard.poll() }.toList()
+    private fun entries(): List<Entry> = generateSequence { received.poll() }.toList()
 
     @AfterEach
-    fun silence() = DollopLog.stop()
+    fun removeListener() = DollopLog.stop()
 
     @Test
-    fun aListenerHearsUpToItsLevelUntilItIsTakenAway() = runBlocking<Unit> {
-        DollopLog.listen(listener = hears)
+    fun aListenerReceivesMessagesUpToItsLevelUntilItIsRemoved() = runBlocking<Unit> {
+        DollopLog.listen(listener = listener)
         engine().close()
-        val opened = said()
+        val opened = entries()
         assertTrue(opened.any { it.level == LogLevel.INFO && it.target.startsWith("dollop::") && model in it.message }, "$opened")
         assertTrue(opened.all { it.level <= LogLevel.INFO }, "$opened")
-        DollopLog.listen(LogLevel.DEBUG, hears)
+        DollopLog.listen(LogLevel.DEBUG, listener)
         engine().close()
-        assertTrue(said().any { it.level == LogLevel.DEBUG && it.message.startsWith("memory: ") })
+        assertTrue(entries().any { it.level == LogLevel.DEBUG && it.message.startsWith("memory: ") })
         DollopLog.stop()
         engine().close()
-        assertEquals(emptyList(), said(), "after it was taken away")
+        assertEquals(emptyList(), entries(), "after it was removed")
     }
 
     @Test
-    fun whatAListenerThrowsIsDroppedAndItCannotReplaceItself() = runBlocking<Unit> {
+    fun exceptionsOfAListenerAreDroppedAndItCannotReplaceItself() = runBlocking<Unit> {
         val statuses = ConcurrentLinkedQueue<Status>()
         DollopLog.listen(LogLevel.DEBUG) { _, _, _ ->
             statuses += assertFailsWith<DollopException> { DollopLog.stop() }.status
@@ -56,23 +56,23 @@ class LogTest : WithModel() {
 
     /** An exception of an event listener is pending until its call ends. Messages logged meanwhile arrive, and do not lose it. */
     @Test
-    fun whatAnotherListenerThrewArrives() = runBlocking<Unit> {
+    fun aPendingExceptionOfAnEventListenerIsKept() = runBlocking<Unit> {
         streaming().use { engine ->
             val session = engine.session()
             val number = (session as NativeSession).handle.number
-            DollopLog.listen(LogLevel.TRACE, hears)
+            DollopLog.listen(LogLevel.TRACE, listener)
             val thrown = assertFailsWith<IllegalStateException> {
-                Native.sessionComplete(number, "Once", 8, null, emptyArray(), 0, null) { _, _, _, _, _ -> error("mine") }
+                Native.sessionComplete(number, "Once", GenerateOptions(maxTokens = 8).json()) { _, _, _, _, _ -> error("mine") }
             }
             assertEquals("mine", thrown.message)
-            assertTrue(said().any { it.level == LogLevel.TRACE })
+            assertTrue(entries().any { it.level == LogLevel.TRACE })
             session.close()
         }
     }
 
     /** The bytes of experts change while the engine is open: each is read again, and a message is logged. */
     @Test
-    fun readsThatAreTriedAgainAreHeard() = runBlocking<Unit> {
+    fun repeatedReadsAreLogged() = runBlocking<Unit> {
         withFolder { folder ->
             val copy = folder.resolve("copy.gguf").toString()
             File(model).copyTo(File(copy))
@@ -84,9 +84,9 @@ class LogTest : WithModel() {
                     it.seek(length / 4)
                     it.write(ByteArray((length / 2).toInt()) { 0x5a })
                 }
-                DollopLog.listen(LogLevel.WARN, hears)
+                DollopLog.listen(LogLevel.WARN, listener)
                 val failure = status { engine.session().use { it.complete("Once upon a time", greedy).toList() } }
-                val again = said()
+                val again = entries()
                 assertEquals(Status.IO, failure)
                 assertTrue(again.any { it.level == LogLevel.WARN && "read again" in it.message }, "$again")
             }

@@ -16,7 +16,7 @@ import org.junit.jupiter.api.Test
 
 class MemoryTest : WithModel() {
     @Test
-    fun plansAndStatisticsAreNumbers() = runBlocking<Unit> {
+    fun plansAndStatisticsAgreeWithTheEngine() = runBlocking<Unit> {
         val whole = Engine.plan(model)
         assertNull(whole.budget)
         assertTrue(!whole.streaming && whole.smallestBytes in 1 until whole.totalBytes)
@@ -41,12 +41,12 @@ class MemoryTest : WithModel() {
             assertTrue(info.activeBytes in 1 until info.bytes)
         }
         // Empty if the library is built without GPU kernels, as for these tests.
-        val gpus = Engine.gpus()
-        assertEquals(gpus.indices.toList(), gpus.map { it.index })
+        val devices = Engine.devices()
+        assertEquals(devices.indices.toList(), devices.map { it.index })
     }
 
     @Test
-    fun textIsTheSameWhateverMemoryDoes() = runBlocking<Unit> {
+    fun resizesDuringAGenerationDoNotChangeTheText() = runBlocking<Unit> {
         streaming(more = 24L shl 20).use { engine ->
             val options = greedy.copy(maxTokens = 64)
             val quiet = engine.session().use { text(it.complete("The history of the sea begins", options).toList()) }
@@ -81,7 +81,7 @@ class MemoryTest : WithModel() {
     }
 
     @Test
-    fun trimmingFollowsItsLevels() = runBlocking<Unit> {
+    fun trimLevelsSetTheSizeOfTheCache() = runBlocking<Unit> {
         streaming(more = 24L shl 20).use { engine ->
             val budget = engine.plan().budget!!
             engine.session().use { it.complete("Once upon a time", greedy).toList() }

@@ -23,7 +23,7 @@ class SessionTest : WithModel() {
     private val start = "The three largest cities of France are"
 
     @Test
-    fun tokensAndTextTurnIntoEachOther() = runBlocking<Unit> {
+    fun detokenizeInvertsTokenize() = runBlocking<Unit> {
         engine().use { engine ->
             val text = "Grüße aus 東京 \uD83D\uDC2C, said the dolphin."
             val ids = engine.tokenize(text)
@@ -38,35 +38,35 @@ class SessionTest : WithModel() {
     }
 
     @Test
-    fun aPromptIsContinuedAsTextOrAsTokens() = runBlocking<Unit> {
+    fun promptsAreTextOrTokens() = runBlocking<Unit> {
         engine(exact).use { engine ->
             engine.session(context = 128).use { session ->
                 val ids = engine.tokenize(start, addSpecial = true)
                 val events = session.complete(start, greedy).toList()
-                val done = assertIs<Event.Done>(events.last())
+                val done = assertIs<Event.Done>(events.last()).outcome
                 assertEquals(ids.size, done.promptTokens)
                 assertContentEquals(ids, session.tokens().copyOf(ids.size))
-                val said = events.filterIsInstance<Event.Token>().map { it.id }
+                val generated = events.filterIsInstance<Event.Token>().map { it.id }
                 // The last token is in the cache only if the model ended its turn after it.
-                val kept = if (done.stop == Stop.MAX_TOKENS) said.dropLast(1) else said
+                val kept = if (done.stop == StopReason.MAX_TOKENS) generated.dropLast(1) else generated
                 assertContentEquals(kept.toIntArray(), session.tokens().drop(ids.size).toIntArray())
-                assertEquals(engine.detokenize(said.toIntArray()), text(events))
+                assertEquals(engine.detokenize(generated.toIntArray()), text(events))
                 // The same prompt as tokens, with all but the last one in the cache. Then again after a rewind.
                 val again = session.generate(ids, greedy).toList()
                 assertEquals(text(events), text(again))
-                assertEquals(ids.size - 1, assertIs<Event.Done>(again.last()).reusedTokens)
+                assertEquals(ids.size - 1, assertIs<Event.Done>(again.last()).outcome.reusedTokens)
                 session.rewind(2)
-                assertEquals(2, session.timeline().tokens)
+                assertEquals(2, session.info().tokens)
                 val third = session.generate(ids, greedy).toList()
                 assertEquals(text(events), text(third))
-                assertEquals(2, assertIs<Event.Done>(third.last()).reusedTokens)
+                assertEquals(2, assertIs<Event.Done>(third.last()).outcome.reusedTokens)
                 assertEquals(Status.INVALID, status { session.generate(IntArray(0)).toList() })
                 assertEquals(Status.INVALID, status { session.rewind(-1) })
                 assertEquals(Status.CONTEXT_FULL, status { session.generate(IntArray(129) { 5 }).toList() })
                 // Options have an effect: a stop string, a seed, a bias.
                 val word = text(events).trim().split(' ')[1]
                 val short = session.complete(start, greedy.copy(stop = listOf(word))).toList()
-                assertEquals(Stop.STOP_TEXT, assertIs<Event.Done>(short.last()).stop)
+                assertEquals(StopReason.STOP_TEXT, assertIs<Event.Done>(short.last()).outcome.stop)
                 assertTrue(word !in text(short) && text(events).startsWith(text(short)))
                 val warm = Sampling(temperature = 1.5f, topK = 0, topP = 1f, minP = 0f, seed = 1, mirostat = Mirostat.OFF)
                 val (one, same, other) = listOf(warm, warm, warm.copy(seed = 2)).map {
@@ -74,8 +74,8 @@ class SessionTest : WithModel() {
                 }
                 assertEquals(one, same)
                 assertNotEquals(one, other)
-                val never = said.first()
-                val biased = Sampling.Greedy.copy(logitBias = listOf(LogitBias(never, -1000f)))
+                val never = generated.first()
+                val biased = Sampling.Greedy.copy(logitBias = listOf(LogitBias(never, Float.NEGATIVE_INFINITY)))
                 val avoided = session.complete(start, greedy.copy(sampling = biased)).toList()
                 assertTrue(avoided.none { it is Event.Token && it.id == never })
             }
@@ -83,18 +83,18 @@ class SessionTest : WithModel() {
     }
 
     @Test
-    fun aForkGoesOnAloneAndSaysTheSame() = runBlocking<Unit> {
+    fun aForkGeneratesTheSameTokens() = runBlocking<Unit> {
         engine(exact).use { engine ->
             engine.session(context = 128).use { session ->
                 session.complete(start, greedy.copy(maxTokens = 4)).toList()
                 session.fork().use { fork ->
                     assertContentEquals(session.tokens(), fork.tokens())
-                    assertEquals(0, fork.timeline().processedTokens)
+                    assertEquals(0, fork.info().processedTokens)
                     val prompt = session.tokens()
                     val here = session.generate(prompt, greedy).toList()
                     val there = fork.generate(prompt, greedy).toList()
                     assertEquals(text(here), text(there))
-                    assertEquals(prompt.size - 1, assertIs<Event.Done>(there.last()).reusedTokens)
+                    assertEquals(prompt.size - 1, assertIs<Event.Done>(there.last()).outcome.reusedTokens)
                 }
             }
         }
@@ -102,7 +102,7 @@ class SessionTest : WithModel() {
 
     /** A saved chat continues in another engine, as it would in a later process. */
     @Test
-    fun whatWasSavedGoesOnWithTheSameText() = runBlocking<Unit> {
+    fun aRestoredChatGeneratesTheSameText() = runBlocking<Unit> {
         withFolder { folder ->
             val file = folder.resolve("chat.session")
             val expected = engine(exact).use { engine ->
@@ -119,16 +119,16 @@ class SessionTest : WithModel() {
             engine(exact).use { engine ->
                 engine.loadChat(file.toString()).use { chat ->
                     assertEquals(messages, chat.messages())
-                    assertEquals(0, chat.timeline().processedTokens)
+                    assertEquals(0, chat.info().processedTokens)
                     val again = chat.send("And of Italy?", greedy).toList()
                     assertEquals(text(answer), text(again))
-                    val (then, now) = assertIs<Event.Done>(answer.last()) to assertIs<Event.Done>(again.last())
+                    val (then, now) = assertIs<Event.Done>(answer.last()).outcome to assertIs<Event.Done>(again.last()).outcome
                     assertEquals(then.reusedTokens, now.reusedTokens)
                     assertTrue(now.reusedTokens > 20)
                 }
                 // A chat's file can be loaded as a session, but a session's file not as a chat.
                 engine.loadSession(file.toString(), context = 256).use { session ->
-                    assertEquals(256, session.timeline().context)
+                    assertEquals(256, session.info().context)
                     val alone = folder.resolve("alone.session").toString()
                     session.save(alone)
                     assertEquals(Status.MALFORMED, status { engine.loadChat(alone) })
@@ -138,7 +138,7 @@ class SessionTest : WithModel() {
     }
 
     @Test
-    fun filesThatDoNotFitSaySo() = runBlocking<Unit> {
+    fun invalidSessionFilesAreRejected() = runBlocking<Unit> {
         withFolder { folder ->
             val file = folder.resolve("some.session")
             engine(exact).use { engine ->
@@ -168,12 +168,12 @@ class SessionTest : WithModel() {
     }
 
     @Test
-    fun closedHandlesSaySo() = runBlocking<Unit> {
+    fun closedHandlesFailWithClosed() = runBlocking<Unit> {
         val engine = engine()
         val (session, chat) = engine.session(64) to engine.chat(ChatOptions(context = 64))
         repeat(2) { engine.close() }
         val calls = listOf<suspend () -> Unit>(
-            { engine.info() }, { engine.stats() }, { engine.plan() }, { engine.chat() }, { engine.session() },
+            { engine.info() }, { engine.sampling() }, { engine.render(emptyList()) }, { engine.stats() }, { engine.plan() }, { engine.chat() }, { engine.session() },
             { engine.trim(TrimLevel.NORMAL) }, { engine.setMemory(1L shl 40) }, { engine.tokenize("a") },
             { engine.detokenize(intArrayOf(1)) }, { engine.loadChat("a") }, { engine.loadSession("a") },
         )
@@ -185,9 +185,9 @@ class SessionTest : WithModel() {
         repeat(2) { chat.close() }
         val later = listOf<suspend () -> Unit>(
             { session.complete("a").toList() }, { session.generate(intArrayOf(1)).toList() }, { session.tokens() },
-            { session.rewind(0) }, { session.timeline() }, { session.fork() }, { session.save("a") }, { session.cancel() },
+            { session.rewind(0) }, { session.info() }, { session.logits(intArrayOf(1)) }, { session.fork() }, { session.save("a") }, { session.cancel() },
             { chat.send("a").toList() }, { chat.regenerate().toList() }, { chat.messages() }, { chat.setMessages(emptyList()) },
-            { chat.setTime(0) }, { chat.reset() }, { chat.timeline() }, { chat.save("a") }, { chat.cancel() },
+            { chat.setTime(0) }, { chat.reset() }, { chat.info() }, { chat.save("a") }, { chat.cancel() },
         )
         for (call in later) assertEquals(Status.CLOSED, status(call))
     }

@@ -35,7 +35,7 @@ abstract class WithModel {
     }
 
     @AfterEach
-    fun nothingIsForgotten(): Unit = assertEquals(0, Native.openHandles())
+    fun noHandleIsOpen(): Unit = assertEquals(0, Native.openHandles())
 }
 
 /** Calls [use] with a file descriptor of [path]. Java does not expose the number, so it is read from /proc/self/fd. */

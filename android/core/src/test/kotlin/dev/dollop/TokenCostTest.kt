@@ -18,29 +18,29 @@ class TokenCostTest : WithModel() {
     private fun processors(): Long = threads.allThreadIds.sumOf { threads.getThreadCpuTime(it).coerceAtLeast(0) }
 
     @Test
-    fun aTokenReachesKotlinInMicroseconds() = runBlocking<Unit> {
+    fun deliveringATokenCostsMicroseconds() = runBlocking<Unit> {
         withFolder { folder ->
             Tiny.open(folder).use { engine ->
-                val session = Native.sessionNew((engine as NativeEngine).handle.number, piece + 8)
+                val session = Native.sessionNew((engine as NativeEngine).handle.number, piece + 8, 0)
                 val kotlin = engine.session(piece + 8)
                 val options = GenerateOptions(maxTokens = piece, sampling = Sampling.Greedy)
                 val prompt = intArrayOf(1, 2, 3)
-                var heard = 0
-                val nobody = {
-                    val done = Native.sessionGenerate(session, prompt, piece, options.sampling.json(), emptyArray(), 0, null, null)
+                var received = 0
+                val silent = {
+                    val done = Native.sessionGenerate(session, prompt, options.json(), null)
                     assertEquals(piece.toDouble(), done[3])
                 }
                 val listener = {
-                    Native.sessionGenerate(session, prompt, piece, options.sampling.json(), emptyArray(), 0, null) { kind, _, _, _, text ->
-                        if (kind == 1L) heard += text.length
+                    Native.sessionGenerate(session, prompt, options.json()) { kind, _, _, _, text ->
+                        if (kind == 1L) received += text.length
                         true
                     }
                     Unit
                 }
                 val flow = {
-                    runBlocking { kotlin.generate(prompt, options).collect { if (it is Event.Token) heard += it.text.length } }
+                    runBlocking { kotlin.generate(prompt, options).collect { if (it is Event.Token) received += it.text.length } }
                 }
-                val ways = listOf(nobody, listener, flow)
+                val ways = listOf(silent, listener, flow)
                 val used = ways.map { mutableListOf<Long>() }
                 // In turns, so that other load on the machine affects all ways equally. The first rounds warm up.
                 repeat(rounds + WARM) { round ->
@@ -53,7 +53,7 @@ class TokenCostTest : WithModel() {
                 val (alone, called, collected) = used.map { it.sorted()[rounds / 2] }
                 val more = "${called - alone} ns more to a listener, ${collected - alone} ns more to a flow"
                 println("a token: $alone ns of CPU time without a listener, $more (medians of $rounds times $piece tokens)")
-                assertEquals(2 * piece * (rounds + WARM), heard, "one character per token, twice")
+                assertEquals(2 * piece * (rounds + WARM), received, "one character per token, twice")
                 // A loose bound, to catch mistakes: the time depends on other load on the machine.
                 assertTrue(collected - alone < 1_000_000, "$used")
                 Native.sessionClose(session)

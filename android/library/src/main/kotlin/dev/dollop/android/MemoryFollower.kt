@@ -11,10 +11,13 @@ import dev.dollop.DollopException
 import dev.dollop.Engine
 import dev.dollop.Status
 import dev.dollop.TrimLevel
+import kotlin.time.Duration.Companion.seconds
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.flow.MutableStateFlow
+import kotlinx.coroutines.flow.first
 import kotlinx.coroutines.launch
+import kotlinx.coroutines.withTimeoutOrNull
 
 /**
  * Returns the engine's trim level for a level of [ComponentCallbacks2.onTrimMemory].
@@ -49,23 +52,30 @@ public fun trimLevel(onTrimMemory: Int): TrimLevel = when {
  */
 public data class Trimmed(val level: TrimLevel, val bytes: Long, val failure: DollopException?)
 
+/** The pause before a failed trim is tried again. It doubles with each failure, up to [LONGEST_PAUSE]. */
+private val FIRST_PAUSE = 1.seconds
+private val LONGEST_PAUSE = 60.seconds
+
 /**
  * Trims the engine when the system requests memory, and restores its cache when an activity is started.
+ *
+ * A trim that fails is tried again after a second, then after ever longer pauses of at most a minute, until it succeeds or
+ * the system requests another level. It is not tried again if the engine can never do it ([Status.UNSUPPORTED]).
  *
  * This ends when the returned object is closed or [scope] is cancelled. After the engine is closed, it ends at the next
  * change of level.
  *
  * @param scope runs the trims; it should live as long as the engine
- * @param onTrimmed receives the result of each trim, in [scope]
+ * @param onTrim receives the result of each trim, also of failed ones, in [scope]
  */
-public fun Engine.followMemory(context: Context, scope: CoroutineScope, onTrimmed: (Trimmed) -> Unit = {}): AutoCloseable =
-    MemoryFollower(this, context.applicationContext, scope, onTrimmed)
+public fun Engine.followMemory(context: Context, scope: CoroutineScope, onTrim: (Trimmed) -> Unit = {}): AutoCloseable =
+    MemoryFollower(this, context.applicationContext, scope, onTrim)
 
 private class MemoryFollower(
     private val engine: Engine,
     private val context: Context,
     scope: CoroutineScope,
-    private val onTrimmed: (Trimmed) -> Unit,
+    private val onTrim: (Trimmed) -> Unit,
 ) : AutoCloseable, ComponentCallbacks2, Application.ActivityLifecycleCallbacks {
     /** The requested level. Levels may change faster than the engine follows; only the latest counts. */
     private val wanted = MutableStateFlow(TrimLevel.NORMAL)
@@ -79,17 +89,29 @@ private class MemoryFollower(
 
     private suspend fun follow() {
         var followed = TrimLevel.NORMAL
-        wanted.collect { level ->
-            if (level == followed) return@collect
+        while (true) {
+            val level = wanted.first { it != followed }
+            if (!trim(level)) return job.cancel()
+            followed = level
+        }
+    }
+
+    /** Trims to [level] until that succeeds or another level is requested. Returns false if the engine is closed. */
+    private suspend fun trim(level: TrimLevel): Boolean {
+        var pause = FIRST_PAUSE
+        while (true) {
             val trimmed = try {
                 Trimmed(level, engine.trim(level), null)
             } catch (e: DollopException) {
-                if (e.status == Status.CLOSED) return@collect job.cancel()
-                // The cache could not grow. It stays as it is until the level changes.
                 Trimmed(level, 0, e)
             }
-            followed = level
-            onTrimmed(trimmed)
+            val status = trimmed.failure?.status
+            if (status == Status.CLOSED) return false
+            onTrim(trimmed)
+            if (status == null || status == Status.UNSUPPORTED) return true
+            // Another level replaces this one.
+            if (withTimeoutOrNull(pause) { wanted.first { it != level } } != null) return true
+            pause = minOf(pause * 2, LONGEST_PAUSE)
         }
     }
 

@@ -1,4 +1,4 @@
-// Gate 88: the Android layer in the framework's own code: memory warnings, models of content providers, budgets.
+// Gates 88 and 211: the Android layer in the framework's own code: memory warnings, models of content providers, budgets.
 package dev.dollop.android
 
 import android.app.Activity
@@ -24,6 +24,7 @@ import dev.dollop.Status
 import dev.dollop.TrimLevel
 import java.io.File
 import java.io.FileNotFoundException
+import java.util.concurrent.atomic.AtomicInteger
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
 import kotlin.test.assertTrue
@@ -69,7 +70,7 @@ class AndroidTest {
 
     @Test
     @Suppress("DEPRECATION")
-    fun levelsOfTheSystemMeanLevelsOfTheEngine() {
+    fun onTrimMemoryLevelsMapToTrimLevels() {
         val expected = mapOf(
             ComponentCallbacks2.TRIM_MEMORY_RUNNING_MODERATE to TrimLevel.MODERATE,
             ComponentCallbacks2.TRIM_MEMORY_RUNNING_LOW to TrimLevel.MODERATE,
@@ -86,13 +87,13 @@ class AndroidTest {
     }
 
     @Test
-    fun theEngineFollowsTheSystem() = runBlocking<Unit> {
+    fun systemCallbacksTrimTheEngine() = runBlocking<Unit> {
         val smallest = Engine.plan(Models.path, options).smallestBytes
         val scope = CoroutineScope(Dispatchers.Default)
-        val heard = Channel<Trimmed>(Channel.UNLIMITED)
-        suspend fun next() = withTimeout(60_000) { heard.receive() }
+        val trims = Channel<Trimmed>(Channel.UNLIMITED)
+        suspend fun next() = withTimeout(60_000) { trims.receive() }
         val engine = Engine.open(Models.path, options.copy(memoryBytes = smallest + (24 shl 20)))
-        val following = engine.followMemory(application, scope) { heard.trySend(it) }
+        val following = engine.followMemory(application, scope) { trims.trySend(it) }
         val full = engine.plan().expertBytes
         application.onTrimMemory(ComponentCallbacks2.TRIM_MEMORY_BACKGROUND)
         assertEquals(TrimLevel.CRITICAL, next().also { assertTrue(it.bytes > 0 && it.failure == null, "$it") }.level)
@@ -106,23 +107,57 @@ class AndroidTest {
         // After close(), levels are ignored. A closed engine also ends it.
         following.close()
         application.onTrimMemory(ComponentCallbacks2.TRIM_MEMORY_BACKGROUND)
-        val again = engine.followMemory(application, scope) { heard.trySend(it) }
+        val again = engine.followMemory(application, scope) { trims.trySend(it) }
         engine.close()
         application.onTrimMemory(ComponentCallbacks2.TRIM_MEMORY_COMPLETE)
         again.close()
         scope.cancel()
-        assertTrue(heard.tryReceive().isFailure)
+        assertTrue(trims.tryReceive().isFailure)
     }
 
     @Test
-    fun aContentProvidersModelOpens() = runBlocking<Unit> {
+    fun aFailedTrimIsTriedAgainUntilItSucceedsOrTheLevelChanges() = runBlocking<Unit> {
+        val smallest = Engine.plan(Models.path, options).smallestBytes
+        val scope = CoroutineScope(Dispatchers.Default)
+        val trims = Channel<Trimmed>(Channel.UNLIMITED)
+        suspend fun next() = withTimeout(60_000) { trims.receive() }
+        Engine.open(Models.path, options.copy(memoryBytes = smallest + (24 shl 20))).use { real ->
+            val full = real.plan().expertBytes
+            val failure = assertFailsWith<DollopException> { real.setMemory(1) }
+            val failures = AtomicInteger(2)
+            val failing = object : Engine by real {
+                override suspend fun trim(level: TrimLevel): Long =
+                    if (failures.getAndDecrement() > 0) throw failure else real.trim(level)
+            }
+            failing.followMemory(application, scope) { trims.trySend(it) }.use {
+                application.onTrimMemory(ComponentCallbacks2.TRIM_MEMORY_BACKGROUND)
+                repeat(2) { assertEquals(Trimmed(TrimLevel.CRITICAL, 0, failure), next()) }
+                assertEquals(full, real.plan().expertBytes)
+                val third = next()
+                assertTrue(third.level == TrimLevel.CRITICAL && third.failure == null && third.bytes > 0, "$third")
+                assertTrue(real.plan().expertBytes < full)
+                // Another level replaces one that keeps failing.
+                failures.set(1)
+                application.onLowMemory()
+                assertEquals(Trimmed(TrimLevel.COMPLETE, 0, failure), next())
+                Robolectric.buildActivity(Activity::class.java).setup()
+                assertEquals(TrimLevel.NORMAL, next().also { assertTrue(it.failure == null, "$it") }.level)
+                assertEquals(full, real.plan().expertBytes)
+            }
+        }
+        scope.cancel()
+        assertTrue(trims.tryReceive().isFailure)
+    }
+
+    @Test
+    fun aModelOfAContentProviderOpens() = runBlocking<Unit> {
         Robolectric.setupContentProvider(Models::class.java, "dev.dollop.models")
         val uri = Uri.parse("content://dev.dollop.models/model")
         assertEquals(Engine.plan(Models.path, options), Engine.plan(application, uri, options))
         Engine.open(application, uri, options).use { engine ->
             engine.chat(ChatOptions(system = "You are brief.")).use { chat ->
-                val said = chat.send("What is the capital of France?", GenerateOptions(24, Sampling.Greedy)).toList()
-                assertTrue("Paris" in said.joinToString("") { it.text } && said.last() is Event.Done, "$said")
+                val events = chat.send("What is the capital of France?", GenerateOptions(24, Sampling.Greedy)).toList()
+                assertTrue("Paris" in events.joinToString("") { it.text } && events.last() is Event.Done, "$events")
             }
         }
         val none = Uri.parse("content://dev.dollop.models/none")
@@ -133,7 +168,7 @@ class AndroidTest {
     }
 
     @Test
-    fun budgetsFollowTheDeviceAndTheMoment() {
+    fun budgetsDependOnTheDeviceAndItsAvailableMemory() {
         val manager = shadowOf(application.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager)
         val gib = 1L shl 30
         fun device(total: Double, available: Double, low: Boolean = false): DeviceMemory {

@@ -56,7 +56,7 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
 
     /** Opens the picked document, with a budget that fits the device and its available memory. */
     fun open(uri: Uri): Job = viewModelScope.launch {
-        said {
+        showingFailures {
             shut()
             val device = DeviceMemory.of(getApplication<Application>())
             val whole = Engine.plan(getApplication<Application>(), uri)
@@ -95,10 +95,10 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         messages += Message("assistant", "")
         answer = viewModelScope.launch {
             try {
-                said {
+                showingFailures {
                     chat.send(text).collect { event ->
                         messages[messages.lastIndex] = messages.last().let { it.copy(content = it.content + event.text) }
-                        if (event is Event.Done) tokensPerSecond = event.generatedTokens / maxOf(event.decodeSeconds, 1e-3)
+                        if (event is Event.Done) tokensPerSecond = event.outcome.tokensPerSecond ?: 0.0
                     }
                 }
             } finally {
@@ -119,12 +119,12 @@ class ChatModel(application: Application) : AndroidViewModel(application) {
         scope.launch {
             running?.cancel()
             running?.join()
-            said { chat.save(saved) }
+            showingFailures { chat.save(saved) }
         }
     }
 
     /** Runs an action and shows its failure in [note]. */
-    private suspend fun said(action: suspend () -> Unit) {
+    private suspend fun showingFailures(action: suspend () -> Unit) {
         note = null
         try {
             action()
