@@ -28,15 +28,15 @@ final class ChatModel {
     /// The share of the needed planes that were in memory since the engine was opened.
     private(set) var hitRate: Double?
     /// How the memory budget is spent.
-    private(set) var plan: MemoryPlan?
+    private(set) var plan: Plan?
     /// The current trim level.
     private(set) var trim = TrimLevel.normal
     /// The budget that the model was opened with.
     private(set) var mostMemory: UInt64 = 0
 
-    private(set) var chat: ChatSession?
+    private(set) var chat: Chat?
     private var engine: Engine?
-    private var keeper: MemoryKeeper?
+    private var follower: MemoryFollower?
     private var answer: Task<Void, Never>?
 
     /// Opens the model with a budget of at most `memory` bytes, and restores the conversation from the file `saved`.
@@ -47,14 +47,14 @@ final class ChatModel {
             let budget = min(max(memory, plan.smallestBytes), plan.totalBytes)
             let engine = try await Engine(
                 contentsOf: model,
-                options: EngineOptions(memory: budget, backend: .automatic, context: 2048, streamsAlways: true))
+                options: EngineOptions(memoryBytes: budget, backend: .auto, context: 2048, alwaysStream: true))
             self.engine = engine
             self.plan = try engine.plan
             mostMemory = budget
-            keeper = MemoryKeeper(engine) { [weak self] level, _ in
+            follower = MemoryFollower(engine) { [weak self] level, _ in
                 Task { @MainActor [weak self] in self?.trim = level }
             }
-            if let restored = try? await ChatSession(engine, contentsOf: saved) {
+            if let restored = try? await Chat(engine, contentsOf: saved) {
                 chat = restored
                 lines = try await restored.messages().map { Line(role: $0.role, text: $0.content) }
             } else {
@@ -83,14 +83,14 @@ final class ChatModel {
                     switch event {
                     case .prefill(let done, let total): status = "Reading \(done) of \(total) tokens"
                     case .token: status = "Answering"
-                    case .gpuLost(let reason): status = reason
-                    case .finished(let outcome):
+                    case .gpuLost(let note): status = note
+                    case .done(let outcome):
                         speed = outcome.tokensPerSecond
                         status = outcome.stop == .contextFull ? "The context is full" : "Ready"
                     case .rest: break
                     }
-                    let statistics = try engine.statistics
-                    (bits, hitRate) = (statistics.meanBits, statistics.hitRate)
+                    let stats = try engine.stats
+                    (bits, hitRate) = (stats.meanBits, stats.hitRate)
                 }
             } catch {
                 status = error.localizedDescription

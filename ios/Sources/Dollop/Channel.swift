@@ -65,7 +65,7 @@ final class Channel: @unchecked Sendable {
         deliveries {
             ended = true
             switch result {
-            case .success(let outcome): if phase != .abandoned { events.append(.finished(outcome)) }
+            case .success(let outcome): if phase != .abandoned { events.append(.done(outcome)) }
             case .failure(let error): if phase != .abandoned { failure = error }
             }
             return answers()

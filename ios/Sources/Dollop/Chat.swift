@@ -6,23 +6,26 @@ import Foundation
 public struct ChatOptions: Sendable, Hashable {
     /// What happens if the conversation no longer fits the context.
     public enum Overflow: Sendable, Hashable {
+        /// A prompt that does not fit throws ``DollopError/Status/contextFull``. An answer ends when the context is full.
+        case error
         /// The oldest turns are dropped; the system prompt stays.
         case slide
-        /// A prompt that does not fit throws ``DollopError/Status/contextFull``. An answer ends when the context is full.
-        case fail
     }
 
     /// The system prompt; nil for the template's default.
     public var system: String?
     /// Positions of the KV cache; nil for the number that the engine's budget was planned for.
     public var context: Int?
+    /// Tokens per prefill chunk; nil for the number that the engine's budget was planned for.
+    public var chunk: Int?
     /// What happens if the conversation no longer fits the context.
     public var overflow: Overflow
 
     /// Creates options. Each parameter sets the property of its name.
-    public init(system: String? = nil, context: Int? = nil, overflow: Overflow = .slide) {
+    public init(system: String? = nil, context: Int? = nil, chunk: Int? = nil, overflow: Overflow = .slide) {
         self.system = system
         self.context = context
+        self.chunk = chunk
         self.overflow = overflow
     }
 }
@@ -34,7 +37,7 @@ public struct ChatOptions: Sendable, Hashable {
 ///
 /// ``cancel()`` and ``close()`` may be called at any time, from any thread. A chat that is released while its answer is consumed
 /// lives until the answer ends.
-public actor ChatSession {
+public actor Chat {
     private nonisolated let stage: Stage
 
     /// Creates a conversation and allocates its memory.
@@ -48,6 +51,7 @@ public actor ChatSession {
             try withExtendedLifetime(arena) {
                 o.system = try arena.optionalText(options.system, "system")
                 o.context = try number(options.context ?? 0, "context")
+                o.chunk = try number(options.chunk ?? 0, "chunk")
                 o.overflow = UInt32(options.overflow == .slide ? DOLLOP_OVERFLOW_SLIDE : DOLLOP_OVERFLOW_ERROR)
                 try check(dollop_chat_new(engine, &o, to))
             }
@@ -57,11 +61,9 @@ public actor ChatSession {
     /// Restores a conversation that ``save(to:)`` wrote. It continues as if it had never stopped. Nothing is computed again.
     ///
     /// - Throws: ``DollopError`` for a damaged file, or a file of another model or precision; the message says which.
-    public init(_ engine: Engine, contentsOf url: URL, context: Int? = nil) async throws {
+    public init(_ engine: Engine, contentsOf url: URL, context: Int? = nil, chunk: Int? = nil) async throws {
         stage = try await Self.stage(engine) { engine, to in
-            var o = dollop_session_options()
-            try check(dollop_session_options_init(&o, MemoryLayout.size(ofValue: o)))
-            o.context = try number(context ?? 0, "context")
+            var o = try sessionOptions(context, chunk)
             try withPath(url) { try check(dollop_chat_load(engine, $0, &o, to)) }
         }
     }
@@ -78,7 +80,7 @@ public actor ChatSession {
 
     /// Adds `message` as the user's message, and generates the answer.
     ///
-    /// Generation begins at once, and waits while 16 events are unread. The last event is ``Event/finished(_:)``. The stream has
+    /// Generation begins at once, and waits while 16 events are unread. The last event is ``Event/done(_:)``. The stream has
     /// one consumer.
     ///
     /// Generation stops when the consuming task is cancelled, or when the stream is released, as by a `break` out of the loop. The
@@ -87,7 +89,7 @@ public actor ChatSession {
     ///
     /// The stream throws ``DollopError``. The conversation is then unchanged.
     public nonisolated func send(
-        _ message: String, options: GenerationOptions = GenerationOptions()
+        _ message: String, options: GenerateOptions = GenerateOptions()
     ) -> AsyncThrowingStream<Event, any Error> {
         stage.generate(options) { chat, options, outcome, arena in
             dollop_chat_send(chat, try arena.text(message, "the message"), options, nil, outcome)
@@ -96,7 +98,7 @@ public actor ChatSession {
 
     /// Discards the last answer and generates another to the same message. Otherwise the same as ``send(_:options:)``.
     public nonisolated func regenerate(
-        options: GenerationOptions = GenerationOptions()
+        options: GenerateOptions = GenerateOptions()
     ) -> AsyncThrowingStream<Event, any Error> {
         stage.generate(options) { chat, options, outcome, _ in dollop_chat_regenerate(chat, options, nil, outcome) }
     }
@@ -104,11 +106,11 @@ public actor ChatSession {
     /// Adds `message` as the user's message, and returns the whole answer.
     ///
     /// - Throws: ``DollopError``, or `CancellationError` if the task is cancelled.
-    public func reply(to message: String, options: GenerationOptions = GenerationOptions()) async throws -> Reply {
+    public func reply(to message: String, options: GenerateOptions = GenerateOptions()) async throws -> Reply {
         var text = ""
         for try await event in send(message, options: options) {
             text += event.text ?? ""
-            if case .finished(let outcome) = event { return Reply(text: text, outcome: outcome) }
+            if case .done(let outcome) = event { return Reply(text: text, outcome: outcome) }
         }
         throw CancellationError()
     }
@@ -157,17 +159,16 @@ public actor ChatSession {
     }
 
     /// Returns how full the context is.
-    public func usage() async throws -> ContextUsage {
-        try await stage.call("usage") { chat in
+    public func info() async throws -> SessionInfo {
+        try await stage.call("info") { chat in
             var info = dollop_session_info()
             try check(dollop_session_info_init(&info, MemoryLayout.size(ofValue: info)))
             try check(dollop_chat_get(chat, &info))
-            return ContextUsage(
-                capacity: Int(info.context), tokens: Int(info.tokens), processed: Int(info.processed_tokens))
+            return SessionInfo(info)
         }
     }
 
-    /// Saves the conversation with its KV cache to a file. ``init(_:contentsOf:context:)`` restores it.
+    /// Saves the conversation with its KV cache to a file. ``init(_:contentsOf:context:chunk:)`` restores it.
     ///
     /// An existing file is replaced only when the new one is complete. After ``cancel()``, this waits until the answer has ended.
     /// - Returns: the file's size in bytes.
@@ -188,7 +189,7 @@ public actor ChatSession {
         return try await save(to: url)
     }
 
-    /// Stops the current answer, if any. Its stream delivers what was generated and ends with ``Event/finished(_:)``.
+    /// Stops the current answer, if any. Its stream delivers what was generated and ends with ``Event/done(_:)``.
     public nonisolated func cancel() { stage.stop() }
 
     /// Stops the current answer and closes the chat. Further calls have no effect. Releasing the chat closes it, too, when its
@@ -198,7 +199,7 @@ public actor ChatSession {
 
 extension Engine {
     /// Creates a conversation and allocates its memory.
-    public func chat(options: ChatOptions = ChatOptions()) async throws -> ChatSession {
-        try await ChatSession(self, options: options)
+    public func chat(options: ChatOptions = ChatOptions()) async throws -> Chat {
+        try await Chat(self, options: options)
     }
 }

@@ -2,7 +2,7 @@
 import CDollop
 import Foundation
 
-/// A loaded model. Create one engine per model and one ``ChatSession`` per conversation.
+/// A loaded model. Create one engine per model and one ``Chat`` per conversation.
 ///
 /// Any task or thread may use it at any time. A chat keeps what it needs of its engine. So the engine may be closed or released
 /// before its chats, even while they generate. Methods of a closed engine throw ``DollopError/Status/closed``.
@@ -40,14 +40,14 @@ public final class Engine: Sendable {
     public static func plan(
         contentsOf url: URL, options: EngineOptions = EngineOptions(),
         onProgress: (@Sendable (OpenProgress) -> Void)? = nil
-    ) async throws -> MemoryPlan {
+    ) async throws -> Plan {
         try await planned(options, onProgress, .url(url))
     }
 
     /// Plans how opening a Dollop file from an open file would use the memory.
     public static func plan(
         contentsOf file: FileHandle, offset: UInt64 = 0, length: UInt64? = nil, options: EngineOptions = EngineOptions()
-    ) async throws -> MemoryPlan {
+    ) async throws -> Plan {
         try await planned(options, nil, .file(file, offset, length))
     }
 
@@ -65,15 +65,15 @@ public final class Engine: Sendable {
     }
 
     /// The counters since the engine was opened. May be read during a generation.
-    public var statistics: Statistics {
-        get throws { try takeJSON(Statistics.self) { try check(dollop_engine_stats_json(handle.get(), $0)) } }
+    public var stats: Stats {
+        get throws { try takeJSON(Stats.self) { try check(dollop_engine_stats_json(handle.get(), $0)) } }
     }
 
     /// What the memory is used for now. May be read during a generation.
-    public var plan: MemoryPlan {
+    public var plan: Plan {
         get throws {
             let plan = try planHandle { try check(dollop_engine_plan(handle.get(), $0)) }
-            return try takeJSON(MemoryPlan.self) { try check(dollop_plan_json(plan.get(), $0)) }
+            return try takeJSON(Plan.self) { try check(dollop_plan_json(plan.get(), $0)) }
         }
     }
 
@@ -99,18 +99,18 @@ public final class Engine: Sendable {
         }
     }
 
-    /// Renders messages with the model's chat template. With `answering`, the text ends with the beginning of an answer.
-    public func render(_ messages: [Message], answering: Bool = true) throws -> String {
+    /// Renders messages with the model's chat template. With `addGenerationPrompt`, the text ends with the beginning of an answer.
+    public func render(_ messages: [Message], addGenerationPrompt: Bool = true) throws -> String {
         let arena = Arena()
         return try withExtendedLifetime(arena) {
             let list = try arena.messages(messages)
             return try takeText { to in
-                try check(dollop_engine_render(handle.get(), list, messages.count, answering ? 1 : 0, to))
+                try check(dollop_engine_render(handle.get(), list, messages.count, addGenerationPrompt ? 1 : 0, to))
             }
         }
     }
 
-    /// The sampling options that the model's file recommends. They apply if a property of ``Sampling`` is nil.
+    /// The sampling that the model's file recommends, with the library's defaults for what it leaves out.
     public var sampling: Sampling {
         get throws { try Sampling(of: handle) }
     }
@@ -197,7 +197,7 @@ private func opened(
 /// Plans a model's memory.
 private func planned(
     _ options: EngineOptions, _ report: (@Sendable (OpenProgress) -> Void)?, _ source: Source
-) async throws -> MemoryPlan {
+) async throws -> Plan {
     try await opening(report) { opening in
         let plan = try planHandle { to in
             try opening.with(options) { native in
@@ -210,7 +210,7 @@ private func planned(
                 }
             }
         }
-        return try takeJSON(MemoryPlan.self) { try check(dollop_plan_json(plan.get(), $0)) }
+        return try takeJSON(Plan.self) { try check(dollop_plan_json(plan.get(), $0)) }
     }
 }
 

@@ -10,16 +10,16 @@ public enum Event: Sendable, Hashable {
     case token(TokenID, text: String)
     /// The end of the text, which was held back until the generation ended.
     case rest(String)
-    /// The GPU failed and the CPU continues. No token is lost.
-    case gpuLost(reason: String)
+    /// The GPU failed and the CPU continues. No token is lost. `note` is what happened, in one line.
+    case gpuLost(note: String)
     /// The generation has ended. The last event, unless the consumer leaves before.
-    case finished(Outcome)
+    case done(Outcome)
 
     /// The text to append to the answer; nil for events without text of the model.
     public var text: String? {
         switch self {
         case .token(_, let text), .rest(let text): text
-        case .prefill, .gpuLost, .finished: nil
+        case .prefill, .gpuLost, .done: nil
         }
     }
 
@@ -33,7 +33,7 @@ public enum Event: Sendable, Hashable {
         case DOLLOP_EVENT_PREFILL: self = .prefill(done: Int(event.done), total: Int(event.total))
         case DOLLOP_EVENT_TOKEN: self = .token(event.token, text: text)
         case DOLLOP_EVENT_REST: self = .rest(text)
-        case DOLLOP_EVENT_GPU_LOST: self = .gpuLost(reason: text)
+        case DOLLOP_EVENT_GPU_LOST: self = .gpuLost(note: text)
         default: return nil
         }
     }
@@ -45,9 +45,9 @@ public enum StopReason: String, Codable, Sendable, Hashable {
     case endOfTurn
     /// The answer contained a stop string.
     case stopText
-    /// ``GenerationOptions/maxTokens`` tokens were generated.
+    /// ``GenerateOptions/maxTokens`` tokens were generated.
     case maxTokens
-    /// The generation was cancelled, as by ``ChatSession/cancel()`` or ``ChatSession/close()``.
+    /// The generation was cancelled, as by ``Chat/cancel()`` or ``Chat/close()``.
     case cancelled
     /// The KV cache is full.
     case contextFull

@@ -48,7 +48,7 @@ struct Stage: Sendable {
 
     /// Starts a generation on a thread of its own and returns the stream of its events. Releasing the stream or cancelling its
     /// consumer stops the generation.
-    func generate(_ options: GenerationOptions, _ call: @escaping GenerateCall) -> AsyncThrowingStream<Event, any Error> {
+    func generate(_ options: GenerateOptions, _ call: @escaping GenerateCall) -> AsyncThrowingStream<Event, any Error> {
         let channel = Channel(capacity: waitingEvents)
         let turn: Turns.Turn
         do {
@@ -68,7 +68,7 @@ struct Stage: Sendable {
     }
 
     /// Makes the native call, whose events go to `channel`.
-    private func run(_ channel: Channel, _ options: GenerationOptions, _ call: GenerateCall) throws -> Outcome {
+    private func run(_ channel: Channel, _ options: GenerateOptions, _ call: GenerateCall) throws -> Outcome {
         // The C interface ignores a cancel before the call, so it is checked here. The conversation stays unchanged.
         guard channel.isOpen else { return .nothing }
         let arena = Arena()

@@ -62,8 +62,14 @@ public struct MemoryPolicy: Sendable, Hashable {
 ///
 /// On Apple's systems it observes memory pressure. With UIKit, it also observes memory warnings and the app's changes between
 /// foreground and background. On other systems, and in tests, pass events to ``note(_:)``.
-public final class MemoryKeeper: Sendable {
-    private let policy = Protected(MemoryPolicy())
+///
+/// A trim that fails is tried again after a second, then after ever longer pauses of at most a minute, until it succeeds or the
+/// level changes. It is not tried again if the engine is closed or can never do it (``DollopError/Status/unsupported``).
+public final class MemoryFollower: Sendable {
+    /// The pauses before a failed trim is tried again, in seconds. The last one repeats.
+    private static let pauses: [Double] = [1, 2, 4, 8, 16, 32, 60]
+
+    private let policy: Protected<MemoryPolicy>
     private let events: AsyncStream<TrimLevel>.Continuation
     private let endListening = Protected<[() -> Void]>([])
 
@@ -72,17 +78,40 @@ public final class MemoryKeeper: Sendable {
     /// - Parameters:
     ///   - engine: the engine to trim, held weakly.
     ///   - onTrim: receives the level and the result of each trim: the bytes given back to the system, or the error.
-    public init(_ engine: Engine, onTrim: (@Sendable (TrimLevel, Result<UInt64, any Error>) -> Void)? = nil) {
+    public convenience init(_ engine: Engine, onTrim: (@Sendable (TrimLevel, Result<UInt64, any Error>) -> Void)? = nil) {
+        self.init(trimming: { [weak engine] level in try await engine?.trim(level) }, onTrim)
+    }
+
+    /// Starts to call `trim`, which returns nil if there is nothing left to trim.
+    init(
+        trimming trim: @escaping @Sendable (TrimLevel) async throws -> UInt64?,
+        _ onTrim: (@Sendable (TrimLevel, Result<UInt64, any Error>) -> Void)?
+    ) {
         // Levels may change faster than the engine follows; only the latest counts.
         let (levels, events) = AsyncStream.makeStream(of: TrimLevel.self, bufferingPolicy: .bufferingNewest(1))
-        self.events = events
-        Task { [weak engine] in
+        let policy = Protected(MemoryPolicy())
+        (self.policy, self.events) = (policy, events)
+        Task {
+            var (last, failures) = (TrimLevel.normal, 0)
             for await level in levels {
-                guard let engine else { return }
+                failures = level == last ? failures : 0
+                last = level
                 do {
-                    onTrim?(level, .success(try await engine.trim(level)))
+                    guard let given = try await trim(level) else { return }
+                    failures = 0
+                    onTrim?(level, .success(given))
                 } catch {
                     onTrim?(level, .failure(error))
+                    if let error = error as? DollopError, error.status == .unsupported || error.status == .closed { continue }
+                    let pause = MemoryFollower.pauses[min(failures, MemoryFollower.pauses.count - 1)]
+                    failures += 1
+                    Task {
+                        try await Task.sleep(nanoseconds: UInt64(pause * 1e9))
+                        // A newer level replaces this one. The lock orders this against `note`.
+                        policy { (policy: inout MemoryPolicy) -> Void in
+                            if policy.level == level { events.yield(level) }
+                        }
+                    }
                 }
             }
         }
@@ -94,7 +123,7 @@ public final class MemoryKeeper: Sendable {
 
     /// Records an event that this object does not observe itself, and trims the engine to the new level.
     public func note(_ event: MemoryEvent) {
-        events.yield(policy { $0.note(event) })
+        policy { _ = events.yield($0.note(event)) }
     }
 
     deinit {

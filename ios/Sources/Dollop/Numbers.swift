@@ -1,4 +1,5 @@
 // Reports on a model, its memory, its work and the devices: `Codable` types for the JSON of the C functions.
+import CDollop
 
 /// A model's names, dimensions and sizes.
 public struct ModelInfo: Codable, Sendable, Hashable {
@@ -43,7 +44,7 @@ public struct ModelInfo: Codable, Sendable, Hashable {
 }
 
 /// How a memory budget is spent, in bytes.
-public struct MemoryPlan: Codable, Sendable, Hashable {
+public struct Plan: Codable, Sendable, Hashable {
     /// The memory budget; nil for no limit.
     public let budget: UInt64?
     /// The sum of all parts.
@@ -73,73 +74,75 @@ public struct MemoryPlan: Codable, Sendable, Hashable {
     /// Host memory through which streamed experts pass on their way to a GPU.
     public let stagingBytes: UInt64
     /// What each stored level would mean under this plan, lowest first.
-    public let levels: [Level]
+    public let levels: [PlanLevel]
+}
 
-    /// What one level would mean under a plan.
-    public struct Level: Codable, Sendable, Hashable {
-        /// Bits of the level.
-        public let bits: Int
-        /// Bytes of all experts at this level.
-        public let expertBytes: UInt64
-        /// The share of the experts' bytes that the memory holds, from 0 to 1.
-        public let resident: Double
-        /// Bytes of the experts that one token uses.
-        public let touchedBytes: UInt64
-        /// Bytes that one token reads if all experts are equally likely. Real routing reads less.
-        public let readBytes: UInt64
-    }
+/// What one level would mean under a plan.
+public struct PlanLevel: Codable, Sendable, Hashable {
+    /// Bits of the level.
+    public let bits: Int
+    /// Bytes of all experts at this level.
+    public let expertBytes: UInt64
+    /// The share of the experts' bytes that the memory holds, from 0 to 1.
+    public let resident: Double
+    /// Bytes of the experts that one token uses.
+    public let touchedBytes: UInt64
+    /// Bytes that one token reads if all experts are equally likely. Real routing reads less.
+    public let readBytes: UInt64
 }
 
 /// Counters of an engine since it was opened.
-public struct Statistics: Codable, Sendable, Hashable {
+public struct Stats: Codable, Sendable, Hashable {
     /// Mean bits of the computed experts, weighted by gate; nil if all experts are resident.
     public let meanBits: Double?
     /// The share of the needed planes that were resident, from 0 to 1; nil if all experts are resident.
     public let hitRate: Double?
     /// Counters of streaming; nil unless experts are streamed or refined.
-    public let stream: Stream?
+    public let stream: StreamStats?
     /// Counters of the GPU; nil if only the CPU has computed.
-    public let gpu: GPU?
+    public let gpu: GPUStats?
     /// Choices of the router that were dropped.
     public let dropped: UInt64
     /// Choices of the router that were redirected to another expert.
     public let redirected: UInt64
+}
 
-    /// Counters of streaming. A plane adds one or two bits to an expert.
-    public struct Stream: Codable, Sendable, Hashable {
-        /// Planes that experts needed, lowest plane first.
-        public let planesWanted: [UInt64]
-        /// Needed planes that were resident, lowest plane first.
-        public let planesHit: [UInt64]
-        /// Bytes read because a layer needed them.
-        public let bytesWanted: UInt64
-        /// Bytes prefetched.
-        public let bytesAhead: UInt64
-        /// Planes above the base that were evicted.
-        public let downgrades: UInt64
-        /// Base planes that were evicted.
-        public let evictions: UInt64
-        /// Reads that were repeated.
-        public let retries: UInt64
-        /// How often the cache was resized.
-        public let resizes: UInt64
-        /// Bytes that resizes gave back to the system.
-        public let bytesGivenBack: UInt64
-        /// Nanoseconds spent computing experts.
-        public let computeNs: UInt64
-        /// Nanoseconds that computation waited for reads.
-        public let waitNs: UInt64
-    }
+/// Counters of streaming. A plane adds one or two bits to an expert.
+public struct StreamStats: Codable, Sendable, Hashable {
+    /// Planes that experts needed, lowest plane first.
+    public let planesWanted: [UInt64]
+    /// Needed planes that were resident, lowest plane first.
+    public let planesHit: [UInt64]
+    /// Bytes read because a layer needed them.
+    public let bytesWanted: UInt64
+    /// Bytes prefetched.
+    public let bytesAhead: UInt64
+    /// Bytes read for embedding rows that are not held in memory.
+    public let bytesEmbedding: UInt64
+    /// Planes above the base that were evicted.
+    public let downgrades: UInt64
+    /// Base planes that were evicted.
+    public let evictions: UInt64
+    /// Reads that were repeated.
+    public let retries: UInt64
+    /// How often the cache was resized.
+    public let resizes: UInt64
+    /// Bytes that resizes gave back to the system.
+    public let bytesGivenBack: UInt64
+    /// Nanoseconds spent computing experts.
+    public let computeNs: UInt64
+    /// Nanoseconds that computation waited for reads.
+    public let waitNs: UInt64
+}
 
-    /// Counters of a GPU.
-    public struct GPU: Codable, Sendable, Hashable {
-        /// Kernels launched.
-        public let dispatches: UInt64
-        /// Waits for a result.
-        public let readbacks: UInt64
-        /// Bytes allocated on the GPU now.
-        public let heldBytes: UInt64
-    }
+/// Counters of a GPU.
+public struct GPUStats: Codable, Sendable, Hashable {
+    /// Kernels launched.
+    public let dispatches: UInt64
+    /// Waits for a result.
+    public let readbacks: UInt64
+    /// Bytes allocated on the GPU now.
+    public let heldBytes: UInt64
 }
 
 /// A GPU of this system, hardware or software.
@@ -163,12 +166,16 @@ public struct Device: Codable, Sendable, Hashable {
 /// The index of a token in the model's vocabulary.
 public typealias TokenID = UInt32
 
-/// How full a chat's context is.
-public struct ContextUsage: Sendable, Hashable {
+/// How full the context of a chat or session is, in tokens.
+public struct SessionInfo: Sendable, Hashable {
     /// Positions of the KV cache.
-    public let capacity: Int
-    /// Tokens in the KV cache.
+    public let context: Int
+    /// Tokens in it.
     public let tokens: Int
-    /// Tokens computed since the chat was created. Reused tokens do not count.
-    public let processed: Int
+    /// Tokens computed since the chat or session was created. Reused tokens do not count.
+    public let processedTokens: Int
+
+    init(_ info: dollop_session_info) {
+        (context, tokens, processedTokens) = (Int(info.context), Int(info.tokens), Int(info.processed_tokens))
+    }
 }

@@ -166,8 +166,20 @@ extension Sampling {
     }
 }
 
+/// A form that the answer must have. It applies to the answer, not to the reasoning before it.
+///
+/// If it cannot be compiled, the generation fails with ``DollopError/Status/invalid``.
+public enum Constraint: Sendable, Hashable {
+    /// The answer is JSON that is valid under a JSON Schema.
+    case jsonSchema(String)
+    /// The whole answer matches a regular expression of the Rust crate `regex`, without lookaround.
+    case regex(String)
+    /// The answer is derived by the rule `start` of a grammar in llguidance's variant of Lark.
+    case grammar(String)
+}
+
 /// Options for generating an answer.
-public struct GenerationOptions: Sendable, Hashable {
+public struct GenerateOptions: Sendable, Hashable {
     /// The most tokens to generate; 0 only processes the prompt.
     public var maxTokens: Int
     /// How the next token is chosen.
@@ -175,30 +187,24 @@ public struct GenerationOptions: Sendable, Hashable {
     /// Stop strings: texts that end the answer. They are not part of it.
     public var stop: [String]
     /// Whether to continue after an end-of-turn token.
-    public var ignoresEndOfTurn: Bool
-    /// The target speed, if experts are streamed with adaptive precision; nil for none. The quality is lowered or raised to reach
-    /// it. Results then depend on the machine's speed.
+    public var ignoreEos: Bool
+    /// The target speed in tokens per second, if experts are streamed with adaptive precision; nil for none. The precision is lowered
+    /// or raised to reach it, so results depend on the machine's speed.
     public var targetTokensPerSecond: Double?
-    /// A JSON Schema that the answer must follow. At most one of `jsonSchema`, `regex` and `grammar` may be set.
-    public var jsonSchema: String?
-    /// A regular expression that the whole answer must match.
-    public var regex: String?
-    /// A grammar in llguidance's variant of Lark, whose rule `start` must derive the answer.
-    public var grammar: String?
+    /// The form that the answer must have; nil for none.
+    public var constraint: Constraint?
 
     /// Creates options. Each parameter sets the property of its name.
     public init(
-        maxTokens: Int = 512, sampling: Sampling = Sampling(), stop: [String] = [], ignoresEndOfTurn: Bool = false,
-        targetTokensPerSecond: Double? = nil, jsonSchema: String? = nil, regex: String? = nil, grammar: String? = nil
+        maxTokens: Int = 512, sampling: Sampling = Sampling(), stop: [String] = [], ignoreEos: Bool = false,
+        targetTokensPerSecond: Double? = nil, constraint: Constraint? = nil
     ) {
         self.maxTokens = maxTokens
         self.sampling = sampling
         self.stop = stop
-        self.ignoresEndOfTurn = ignoresEndOfTurn
+        self.ignoreEos = ignoreEos
         self.targetTokensPerSecond = targetTokensPerSecond
-        self.jsonSchema = jsonSchema
-        self.regex = regex
-        self.grammar = grammar
+        self.constraint = constraint
     }
 
     /// Returns the options as a C struct; what it points to lives in `arena`. `own` has the model's sampling options.
@@ -206,13 +212,16 @@ public struct GenerationOptions: Sendable, Hashable {
         var o = dollop_generate_options()
         try check(dollop_generate_options_init(&o, MemoryLayout.size(ofValue: o)))
         o.max_tokens = try number(maxTokens, "maxTokens")
-        o.ignore_eos = ignoresEndOfTurn ? 1 : 0
+        o.ignore_eos = ignoreEos ? 1 : 0
         o.target_tps = targetTokensPerSecond ?? 0
         o.stop = try arena.texts(stop, "a stop text")
         o.stop_count = stop.count
-        o.json_schema = try arena.optionalText(jsonSchema, "jsonSchema")
-        o.regex = try arena.optionalText(regex, "regex")
-        o.grammar = try arena.optionalText(grammar, "grammar")
+        switch constraint {
+        case nil: break
+        case .jsonSchema(let text): o.json_schema = try arena.text(text, "the schema")
+        case .regex(let text): o.regex = try arena.text(text, "the regular expression")
+        case .grammar(let text): o.grammar = try arena.text(text, "the grammar")
+        }
         var chosen = dollop_sampling()
         try check(dollop_sampling_init(&chosen, MemoryLayout.size(ofValue: chosen)))
         try own.apply(to: &chosen, arena)

@@ -63,7 +63,7 @@ public final class BackgroundSaver: Sendable {
     ///   - chat: the chat to stop and save, held weakly.
     ///   - url: the file.
     ///   - onSave: receives the file's size in bytes, or the error.
-    public init(_ chat: ChatSession, to url: URL, onSave: (@Sendable (Result<UInt64, any Error>) -> Void)? = nil) {
+    public init(_ chat: Chat, to url: URL, onSave: (@Sendable (Result<UInt64, any Error>) -> Void)? = nil) {
         let end = notification(UIApplication.didEnterBackgroundNotification)({ [weak chat] in
             guard let chat else { return }
             ProcessInfo.processInfo.performExpiringActivity(withReason: "Saving a conversation") { expired in

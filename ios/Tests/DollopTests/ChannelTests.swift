@@ -24,13 +24,13 @@ final class ChannelTests: XCTestCase {
             read { $0 += 1 }
         }
         let (last, end) = (try await channel.next {}, try await channel.next {})
-        XCTAssertEqual(last, .finished(.nothing))
+        XCTAssertEqual(last, .done(.nothing))
         XCTAssertNil(end)
         // The consumer may have taken one more, but not counted it yet.
         XCTAssertTrue(ahead { $0 } <= 5, "\(ahead { $0 }) events ahead")
     }
 
-    func testAStopLetsABlockedThreadGo() async throws {
+    func testAStopUnblocksTheWaitingThread() async throws {
         let channel = Channel(capacity: 1)
         let answers = Protected<[Bool]>([])
         startThread("test") {
@@ -49,10 +49,10 @@ final class ChannelTests: XCTestCase {
         // No event is lost.
         var events: [Event] = []
         while let event = try await channel.next(onCancel: {}) { events.append(event) }
-        XCTAssertEqual(events, [token(0), token(1), .finished(.nothing)])
+        XCTAssertEqual(events, [token(0), token(1), .done(.nothing)])
     }
 
-    func testWhoLeavesHearsNothingMore() async throws {
+    func testAnAbandonedChannelDropsItsEvents() async throws {
         let channel = Channel(capacity: 8)
         XCTAssertTrue(channel.push(token(0)))
         channel.abandon()

@@ -16,10 +16,10 @@ final class EndTests: DollopTestCase {
             if tokens == 5 { break }
         }
         // The call waits for the generating thread and does not fail.
-        let said = try await chat.messages()
-        XCTAssertEqual(said.map(\.role), ["user", "assistant"])
-        XCTAssertTrue(said[1].content.hasPrefix(text), "the generated text stays: \(said[1].content)")
-        let generated = try engine.tokenize(said[1].content).count
+        let messages = try await chat.messages()
+        XCTAssertEqual(messages.map(\.role), ["user", "assistant"])
+        XCTAssertTrue(messages[1].content.hasPrefix(text), "the generated text stays: \(messages[1].content)")
+        let generated = try engine.tokenize(messages[1].content).count
         XCTAssertTrue((5...25).contains(generated), "\(generated) tokens, and not all 400")
         let next = try await chat.reply(to: "Go on.", options: short)
         XCTAssertTrue(next.outcome.generatedTokens > 0)
@@ -33,7 +33,7 @@ final class EndTests: DollopTestCase {
             var finished = false
             for try await event in chat.send(question, options: long) {
                 if case .token = event { tokens { $0 += 1 } }
-                if case .finished = event { finished = true }
+                if case .done = event { finished = true }
             }
             return finished
         }
@@ -42,8 +42,8 @@ final class EndTests: DollopTestCase {
         let finished = try await consumer.value
         XCTAssertFalse(finished, "the loop ended without an error, and without an end")
         // The loop ends after the native call, so the chat is free at once.
-        let said = try await chat.messages()
-        XCTAssertTrue(try engine.tokenize(said[1].content).count < 100)
+        let messages = try await chat.messages()
+        XCTAssertTrue(try engine.tokenize(messages[1].content).count < 100)
 
         let reply = Task { try await chat.reply(to: "Go on.", options: long) }
         try await Task.sleep(nanoseconds: 200_000_000)
@@ -54,7 +54,7 @@ final class EndTests: DollopTestCase {
         } catch is CancellationError {}
     }
 
-    func testACancelWithinALongPromptComesAtOnce() async throws {
+    func testACancelStopsALongPrefill() async throws {
         var options = small
         (options.context, options.chunk) = (4096, 256)
         let engine = try await Engine(contentsOf: model, options: options)
@@ -72,11 +72,11 @@ final class EndTests: DollopTestCase {
         try await consumer.value
         XCTAssertTrue(done { $0 })
         XCTAssertTrue(prefilled { $0 } < 2500)
-        let answer = try await chat.reply(to: question, options: GenerationOptions(maxTokens: 1, sampling: .greedy))
+        let answer = try await chat.reply(to: question, options: GenerateOptions(maxTokens: 1, sampling: .greedy))
         XCTAssertEqual(answer.outcome.generatedTokens, 1)
     }
 
-    func testAStopDeliversWhatWasSaid() async throws {
+    func testACancelledAnswerDeliversItsText() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
         let chat = try await engine.chat()
         chat.cancel()
@@ -86,13 +86,13 @@ final class EndTests: DollopTestCase {
             text += event.text ?? ""
             if case .token = event { tokens += 1 }
             if tokens == 2 { chat.cancel() }
-            if case .finished(let end) = event { outcome = end }
+            if case .done(let end) = event { outcome = end }
         }
         let end = try XCTUnwrap(outcome)
         XCTAssertEqual(end.stop, .cancelled)
         XCTAssertTrue((2...30).contains(end.generatedTokens))
-        let said = try await chat.messages()
-        XCTAssertTrue(said[1].content.hasPrefix(text))
+        let messages = try await chat.messages()
+        XCTAssertTrue(messages[1].content.hasPrefix(text))
 
         // Cancelled before anything was generated.
         let stream = chat.send("Go on.", options: long)
@@ -104,7 +104,7 @@ final class EndTests: DollopTestCase {
     func testAnAnswerOutlivesItsEngineAndChat() async throws {
         var engine: Engine? = try await Engine(contentsOf: model, options: small)
         let whole = try await engine!.chat().reply(to: question, options: short)
-        var chat: ChatSession? = try await engine!.chat()
+        var chat: Chat? = try await engine!.chat()
         let stream = chat!.send(question, options: short)
         chat = nil
         engine!.close()
@@ -123,7 +123,7 @@ final class EndTests: DollopTestCase {
         for try await event in chat.send(question, options: long) {
             if case .token = event { tokens += 1 }
             if tokens == 3 { chat.close() }
-            if case .finished(let end) = event { outcome = end }
+            if case .done(let end) = event { outcome = end }
         }
         XCTAssertEqual(try XCTUnwrap(outcome).stop, .cancelled)
         XCTAssertTrue(tokens < 40)
@@ -141,7 +141,7 @@ final class EndTests: DollopTestCase {
     func testClosingRacesWithGeneration() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
         let rounds = ProcessInfo.processInfo.environment["DOLLOP_TEST_FULL"] == nil ? 100 : 10_000
-        let options = GenerationOptions(maxTokens: 6, sampling: .greedy, ignoresEndOfTurn: true)
+        let options = GenerateOptions(maxTokens: 6, sampling: .greedy, ignoreEos: true)
         let chats = ChatOptions(context: 64)
         var (whole, cut, closed, state) = (0, 0, 0, UInt64(11))
         for round in 0..<rounds {

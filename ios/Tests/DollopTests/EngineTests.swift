@@ -6,7 +6,7 @@ import XCTest
 @testable import Dollop
 
 final class EngineTests: DollopTestCase {
-    func testAModelTellsOfItself() async throws {
+    func testInfoTokenizerTemplateAndSampling() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
         let info = try engine.info
         XCTAssertEqual(info.architecture, "qwen2moe")
@@ -28,7 +28,7 @@ final class EngineTests: DollopTestCase {
     }
 
     /// Checks that an open model's cache is as large as planned, up to whole pages per layer.
-    private func assertFollows(_ open: MemoryPlan, _ plan: MemoryPlan, line: UInt = #line) {
+    private func assertFollows(_ open: Plan, _ plan: Plan, line: UInt = #line) {
         XCTAssertTrue(open.streaming && plan.streaming, line: line)
         XCTAssertEqual(open.budget, plan.budget, line: line)
         XCTAssertEqual(open.smallestBytes, plan.smallestBytes, line: line)
@@ -36,7 +36,7 @@ final class EngineTests: DollopTestCase {
         XCTAssertTrue(open.totalBytes <= plan.totalBytes && open.totalBytes + (1 << 19) > plan.totalBytes, line: line)
     }
 
-    func testAPlanSaysWhatABudgetMeans() async throws {
+    func testAPlanAgreesWithTheOpenModel() async throws {
         let whole = try await Engine.plan(contentsOf: model, options: small)
         XCTAssertTrue(!whole.streaming && whole.budget == nil && whole.smallestBytes < whole.totalBytes)
         XCTAssertEqual(whole.levels.map(\.bits), whole.levels.map(\.bits).sorted())
@@ -44,28 +44,28 @@ final class EngineTests: DollopTestCase {
 
         let options = try await streamed()
         let tight = try await Engine.plan(contentsOf: model, options: options)
-        XCTAssertTrue(tight.streaming && tight.budget == options.memory)
-        XCTAssertTrue(tight.totalBytes <= options.memory! && tight.expertBytes < whole.expertBytes)
+        XCTAssertTrue(tight.streaming && tight.budget == options.memoryBytes)
+        XCTAssertTrue(tight.totalBytes <= options.memoryBytes! && tight.expertBytes < whole.expertBytes)
         XCTAssertEqual(dollop_open_handles(), 0, "a plan loads nothing, and keeps nothing")
 
         let engine = try await Engine(contentsOf: model, options: options)
         assertFollows(try engine.plan, tight)
-        XCTAssertEqual(try JSONDecoder().decode(MemoryPlan.self, from: JSONEncoder().encode(tight)), tight)
+        XCTAssertEqual(try JSONDecoder().decode(Plan.self, from: JSONEncoder().encode(tight)), tight)
     }
 
-    func testStatisticsCountWhatIsStreamed() async throws {
+    func testStatsCountStreaming() async throws {
         let engine = try await Engine(contentsOf: model, options: try await streamed())
         let answer = try await engine.chat().reply(to: question, options: short)
-        let statistics = try engine.statistics
-        let stream = try XCTUnwrap(statistics.stream)
+        let stats = try engine.stats
+        let stream = try XCTUnwrap(stats.stream)
         XCTAssertTrue(answer.outcome.generatedTokens > 0 && stream.bytesWanted > 0 && stream.evictions > 0)
         XCTAssertEqual(stream.planesWanted.count, 5)
-        XCTAssertTrue((0...1).contains(try XCTUnwrap(statistics.hitRate)))
-        XCTAssertEqual(try XCTUnwrap(statistics.meanBits), 4, accuracy: 1e-6)
-        XCTAssertNil(statistics.gpu)
+        XCTAssertTrue((0...1).contains(try XCTUnwrap(stats.hitRate)))
+        XCTAssertEqual(try XCTUnwrap(stats.meanBits), 4, accuracy: 1e-6)
+        XCTAssertNil(stats.gpu)
 
         let resident = try await Engine(contentsOf: model, options: small)
-        XCTAssertNil(try resident.statistics.stream)
+        XCTAssertNil(try resident.stats.stream)
     }
 
     func testAModelInsideAnOpenFile() async throws {
@@ -86,7 +86,7 @@ final class EngineTests: DollopTestCase {
         assertFollows(try engine.plan, plan)
         let answer = try await engine.chat().reply(to: question, options: short)
 
-        options.memory = nil
+        options.memoryBytes = nil
         let whole = try FileHandle(forReadingFrom: model)
         let other = try await Engine(contentsOf: whole, options: options)
         try whole.close()
@@ -106,18 +106,18 @@ final class EngineTests: DollopTestCase {
             throw XCTSkip("tests/goldens/fetch.sh fetches the model of this test")
         }
         await expect(.unsupported, "cache folder") { try await Engine(contentsOf: foreign) }
-        let heard = Protected<[OpenProgress]>([])
+        let reports = Protected<[OpenProgress]>([])
         let options = EngineOptions(cacheFolder: folder)
         let opening = Task {
-            try await Engine(contentsOf: foreign, options: options) { progress in heard { $0.append(progress) } }
+            try await Engine(contentsOf: foreign, options: options) { progress in reports { $0.append(progress) } }
         }
-        try await eventually("progress") { heard { $0.count > 2 } }
+        try await eventually("progress") { reports { $0.count > 2 } }
         opening.cancel()
         do {
             _ = try await opening.value
             XCTFail("the conversion went on")
         } catch is CancellationError {}
-        let all = heard { $0 }
+        let all = reports { $0 }
         XCTAssertTrue(all.allSatisfy { !$0.stage.isEmpty && $0.done <= $0.total && $0.total > 0 })
         let left = try FileManager.default.contentsOfDirectory(atPath: folder.path).filter { $0.hasSuffix(".gguf") }
         XCTAssertEqual(left, [], "no half of a model is left")

@@ -6,7 +6,7 @@ import XCTest
 @testable import Dollop
 
 final class ErrorTests: DollopTestCase {
-    func testModelsThatDoNotOpen() async throws {
+    func testInvalidModelsAreRejected() async throws {
         await expect(.io, "no-such-file") { try await Engine(contentsOf: URL(fileURLWithPath: "/no-such-file")) }
         await expect(.io) { try await Engine.plan(contentsOf: URL(fileURLWithPath: "/no-such-file")) }
         await expect(.invalid, "not a file URL") { try await Engine(contentsOf: URL(string: "https://a.b/c")!) }
@@ -18,7 +18,7 @@ final class ErrorTests: DollopTestCase {
         await expect(.malformed) { try await Engine(contentsOf: damaged) }
     }
 
-    func testOptionsOutOfRange() async throws {
+    func testOptionsOutOfRangeAreRejected() async throws {
         func open(_ change: (inout EngineOptions) -> Void) async throws -> Engine {
             var options = small
             change(&options)
@@ -37,7 +37,7 @@ final class ErrorTests: DollopTestCase {
         await expect(.invalid, "context -1") { try await engine.chat(options: ChatOptions(context: -1)) }
         await expect(.invalid, "NUL") { try await engine.chat(options: ChatOptions(system: "\0")) }
         let chat = try await engine.chat(options: ChatOptions(system: "You are brief."))
-        func send(_ change: (inout GenerationOptions) -> Void) async throws -> Reply {
+        func send(_ change: (inout GenerateOptions) -> Void) async throws -> Reply {
             var options = short
             change(&options)
             return try await chat.reply(to: question, options: options)
@@ -48,6 +48,7 @@ final class ErrorTests: DollopTestCase {
         await expect(.invalid) { try await send { $0.sampling.chain = "coffee" } }
         await expect(.invalid) { try await send { $0.targetTokensPerSecond = .nan } }
         await expect(.invalid, "NUL") { try await send { $0.stop = ["a\0b"] } }
+        await expect(.invalid, "NUL") { try await send { $0.constraint = .regex("a\0b") } }
         await expect(.invalid, "NUL") { try await chat.reply(to: "a\0b") }
         await expect(.invalid, "JSON") { try await chat.setVariables(json: "[") }
         await expect(.invalid, "9999") { try await chat.setTime(Date(timeIntervalSince1970: 1e12)) }
@@ -56,9 +57,9 @@ final class ErrorTests: DollopTestCase {
         XCTAssertTrue(answer.text.contains("Paris"), "the chat is as it was")
     }
 
-    func testAConversationThatDoesNotFit() async throws {
+    func testAFullContextIsAnErrorOrSlides() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
-        let chat = try await engine.chat(options: ChatOptions(context: 128, overflow: .fail))
+        let chat = try await engine.chat(options: ChatOptions(context: 128, overflow: .error))
         await expect(.contextFull) { try await chat.reply(to: text(words: 400), options: short) }
         let none = try await chat.messages()
         XCTAssertEqual(none, [], "the message that failed is not in the conversation")
@@ -67,7 +68,7 @@ final class ErrorTests: DollopTestCase {
 
         let sliding = try await engine.chat(options: ChatOptions(context: 128, overflow: .slide))
         for _ in 0..<3 {
-            let end = try await sliding.reply(to: text(words: 30), options: GenerationOptions(maxTokens: 4)).outcome
+            let end = try await sliding.reply(to: text(words: 30), options: GenerateOptions(maxTokens: 4)).outcome
             XCTAssertTrue(end.generatedTokens > 0)
         }
     }

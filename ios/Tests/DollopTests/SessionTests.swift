@@ -5,26 +5,28 @@ import XCTest
 
 @testable import Dollop
 
-final class CompletionTests: DollopTestCase {
-    func testATextIsContinued() async throws {
+final class SessionTests: DollopTestCase {
+    func testPromptsAreTextOrTokens() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
-        let session = try await CompletionSession(engine)
+        let session = try await Session(engine)
         let text = try await collect(session.complete("The capital of France is", options: short)).text
         XCTAssertTrue(text.contains("Paris"), text)
         let ids = try engine.tokenize("The capital of France is", addSpecial: true)
-        let timeline = try await session.tokens()
-        XCTAssertEqual(Array(timeline.prefix(ids.count)), ids)
-        let same = try await collect(session.complete(ids, options: short))
+        let tokens = try await session.tokens()
+        XCTAssertEqual(Array(tokens.prefix(ids.count)), ids)
+        let same = try await collect(session.generate(ids, options: short))
         XCTAssertEqual(same.text, text)
-        await expect(.invalid, "empty") { try await collect(session.complete([], options: short)) }
+        await expect(.invalid, "empty") { try await collect(session.generate([], options: short)) }
     }
 
-    func testForksAndSavedTimelinesHaveTheSameLogits() async throws {
+    func testForkedAndRestoredSessionsHaveTheSameLogits() async throws {
         let file = folder.appendingPathComponent("session")
         let engine = try await Engine(contentsOf: model, options: small)
-        let session = try await CompletionSession(engine)
+        let session = try await Session(engine)
         let ids = try engine.tokenize("The capital of France is", addSpecial: true)
         let first = try await session.logits(after: ids)
+        let info = try await session.info()
+        XCTAssertTrue(info.context == 512 && info.tokens == ids.count && info.processedTokens == ids.count)
         XCTAssertEqual(first.count, try engine.info.vocab)
         let best = first.indices.max { first[$0] < first[$1] }!
         XCTAssertTrue(try engine.detokenize([TokenID(best)]).contains("Paris"))
@@ -35,7 +37,7 @@ final class CompletionTests: DollopTestCase {
         let want = try await session.logits(after: next)
         let forked = try await fork.logits(after: next)
         XCTAssertEqual(forked, want)
-        let restored = try await CompletionSession(engine, contentsOf: file)
+        let restored = try await Session(engine, contentsOf: file)
         let loaded = try await restored.logits(after: next)
         XCTAssertEqual(loaded.map(\.bitPattern), want.map(\.bitPattern))
 

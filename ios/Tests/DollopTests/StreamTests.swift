@@ -21,7 +21,7 @@ final class StreamTests: DollopTestCase {
             case .token(let id, _):
                 XCTAssertTrue(Int(id) < 50_000)
                 tokens += 1
-            case .finished(let end): outcome = end
+            case .done(let end): outcome = end
             case .rest, .gpuLost: break
             }
         }
@@ -31,9 +31,9 @@ final class StreamTests: DollopTestCase {
         XCTAssertEqual(end.promptTokens - end.reusedTokens, prefilled)
         XCTAssertTrue(end.stop == .endOfTurn || end.stop == .maxTokens)
         XCTAssertTrue(try XCTUnwrap(end.tokensPerSecond) > 0)
-        let said = try await chat.messages()
-        XCTAssertEqual(said.map(\.role), ["system", "user", "assistant"])
-        XCTAssertEqual(said.map(\.content), ["You are brief.", question, text])
+        let messages = try await chat.messages()
+        XCTAssertEqual(messages.map(\.role), ["system", "user", "assistant"])
+        XCTAssertEqual(messages.map(\.content), ["You are brief.", question, text])
     }
 
     func testRepliesFollowOptions() async throws {
@@ -54,7 +54,7 @@ final class StreamTests: DollopTestCase {
         XCTAssertEqual(stopped.outcome.stop, .stopText)
         XCTAssertEqual(stopped.text, answer.text.components(separatedBy: "Paris")[0])
 
-        options = GenerationOptions(maxTokens: 3, sampling: .greedy)
+        options = GenerateOptions(maxTokens: 3, sampling: .greedy)
         try await chat.reset()
         let three = try await chat.reply(to: question, options: options)
         XCTAssertEqual(three.outcome.stop, .maxTokens)
@@ -62,7 +62,7 @@ final class StreamTests: DollopTestCase {
         XCTAssertTrue(answer.text.hasPrefix(three.text))
 
         // The same seed gives the same text. A token with a bias of minus infinity is never chosen.
-        var hot = GenerationOptions(maxTokens: 12, sampling: Sampling(temperature: 1.5, topK: 0, topP: 1, seed: 7))
+        var hot = GenerateOptions(maxTokens: 12, sampling: Sampling(temperature: 1.5, topK: 0, topP: 1, seed: 7))
         try await chat.reset()
         let seven = try await chat.reply(to: question, options: hot)
         let sevenAgain = try await collect(chat.regenerate(options: hot)).text
@@ -81,14 +81,14 @@ final class StreamTests: DollopTestCase {
         XCTAssertEqual(count, 2)
         try await chat.setVariables(json: #"{"enable_thinking": false}"#)
         try await chat.setTime(Date())
-        let usage = try await chat.usage()
-        XCTAssertTrue(usage.capacity == 512 && usage.tokens > 0 && usage.processed >= usage.tokens)
+        let info = try await chat.info()
+        XCTAssertTrue(info.context == 512 && info.tokens > 0 && info.processedTokens >= info.tokens)
     }
 
-    func testASlowConsumerHoldsGenerationBack() async throws {
+    func testASlowConsumerPausesTheGeneration() async throws {
         let engine = try await Engine(contentsOf: model, options: try await streamed())
         let chat = try await engine.chat()
-        func wanted() throws -> UInt64 { try XCTUnwrap(engine.statistics.stream).planesWanted[0] }
+        func wanted() throws -> UInt64 { try XCTUnwrap(engine.stats.stream).planesWanted[0] }
         let layers = UInt64(try engine.info.layers * engine.info.expertsUsed)
 
         var (events, before) = (0, UInt64(0))
@@ -109,7 +109,7 @@ final class StreamTests: DollopTestCase {
         XCTAssertEqual(events, 60, "and went on")
     }
 
-    func testAStreamThatIsReleasedLateStopsNoOther() async throws {
+    func testReleasingAFinishedStreamStopsNoOther() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
         let chat = try await engine.chat()
         var first: AsyncThrowingStream<Event, any Error>? = chat.send(question, options: short)
@@ -120,12 +120,12 @@ final class StreamTests: DollopTestCase {
         var tokens = 0
         while tokens < 40, let event = try await next.next() {
             if case .token = event { tokens += 1 }
-            if case .finished(let end) = event { XCTFail("ended: \(end)") }
+            if case .done(let end) = event { XCTFail("ended: \(end)") }
         }
         XCTAssertEqual(tokens, 40)
     }
 
-    func testTwoAnswersAtOnce() async throws {
+    func testASecondAnswerOfAChatIsBusy() async throws {
         let engine = try await Engine(contentsOf: model, options: small)
         let (chat, other) = (try await engine.chat(), try await engine.chat())
         let alone = try await other.reply(to: question, options: short)

@@ -15,10 +15,10 @@ let model = root.appendingPathComponent("models/smollm2-moe.gguf")
 let question = "What is the capital of France?"
 
 /// Short answers that are the same every time.
-let short = GenerationOptions(maxTokens: 24, sampling: .greedy)
+let short = GenerateOptions(maxTokens: 24, sampling: .greedy)
 
 /// Long answers, to be stopped.
-let long = GenerationOptions(maxTokens: 400, sampling: .greedy, ignoresEndOfTurn: true)
+let long = GenerateOptions(maxTokens: 400, sampling: .greedy, ignoreEos: true)
 
 /// A context that fits every budget here, and one thread, because threads spin while they wait for each other.
 // With AMX, chunks of 16 or more tokens give other bits (docs/cpu.md), and the last token of a reused prompt is computed alone.
@@ -27,7 +27,7 @@ let small = EngineOptions(precision: .exact(bits: 4), threads: 1, context: 512, 
 /// Options with streamed experts: the smallest budget that works, plus `spare` bytes.
 func streamed(spare: UInt64 = 8 << 20) async throws -> EngineOptions {
     var options = small
-    options.memory = try await Engine.plan(contentsOf: model, options: small).smallestBytes + spare
+    options.memoryBytes = try await Engine.plan(contentsOf: model, options: small).smallestBytes + spare
     return options
 }
 
@@ -41,7 +41,7 @@ func collect(_ stream: AsyncThrowingStream<Event, any Error>) async throws -> (t
     var (text, end) = ("", Outcome?.none)
     for try await event in stream {
         text += event.text ?? ""
-        if case .finished(let outcome) = event { end = outcome }
+        if case .done(let outcome) = event { end = outcome }
     }
     return (text, end)
 }
