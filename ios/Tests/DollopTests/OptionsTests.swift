@@ -78,9 +78,12 @@ final class OptionsTests: DollopTestCase {
         XCTAssertNotEqual(other, greedily, "top_k is not in the chain")
 
         let list = "red green blue red green blue red green blue red green"
-        let repeated = try await first(.greedy, list)
+        // The list goes on with a word that has a large bias, which the penalty of a repetition exceeds.
+        var biased = Sampling.greedy
+        biased.logitBias = [try engine.tokenize(" blue")[0]: 50]
+        let repeated = try await first(biased, list)
         XCTAssertTrue(repeated.hasPrefix(" blue"), repeated)
-        var dry = Sampling.greedy
+        var dry = biased
         dry.dry = Sampling.DRY(multiplier: 100, base: 1.75, allowedLength: 1, lastN: 64, breakers: [])
         let stopped = try await first(dry, list)
         XCTAssertFalse(stopped.hasPrefix(" blue"), "DRY stops the repetition")

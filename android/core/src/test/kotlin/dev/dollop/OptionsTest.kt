@@ -67,9 +67,11 @@ class OptionsTest : WithModel() {
                     assertEquals(Status.INVALID, status { first(hot.copy(chain = chain), start) })
                 }
                 val list = "red green blue red green blue red green blue red green"
-                val repeated = first(Sampling.Greedy, list)
+                // The list goes on with a word that has a large bias, which the penalty of a repetition exceeds.
+                val biased = Sampling.Greedy.copy(logitBias = listOf(LogitBias(engine.tokenize(" blue").single(), 50f)))
+                val repeated = first(biased, list)
                 assertTrue(repeated.startsWith(" blue"), repeated)
-                val dry = Sampling.Greedy.copy(dryMultiplier = 100f, dryBase = 1.75f, dryAllowedLength = 1, dryLastN = 64)
+                val dry = biased.copy(dryMultiplier = 100f, dryBase = 1.75f, dryAllowedLength = 1, dryLastN = 64)
                 assertTrue(!first(dry.copy(dryBreakers = emptyList()), list).startsWith(" blue"), "DRY stops the repetition")
                 assertTrue(first(dry.copy(dryBreakers = listOf(" green")), list).startsWith(" blue"), "a breaker ends the match")
             }
