@@ -71,7 +71,7 @@ fn main() -> Result<(), Failure> {
     let (mut h, mut logits) = (buf(D)?, buf(64)?);
     time(&b, "norm, f32 64x2048", 500, 64 * D * 4, || {
         let outs = &mut [Linear { matrix: &router, bias: None, out: &mut logits }];
-        b.norm_linear(&x, Norm { weight: &weight, eps: 1e-5 }, 1, &mut h, outs);
+        b.norm_linear(&x, Norm::rms(&weight, 1e-5), 1, &mut h, outs);
     })?;
     for (rows, level) in
         [(D, Level::B4), (3 * D, Level::B4), (16384, Level::B4), (16384, Level::B3), (16384, Level::B8)]

@@ -52,8 +52,8 @@ const KERNELS: &[(&str, &[Axis])] = &[
     ("top_k", &[]),
 ];
 
-/// Operations of `elementwise`: add, copy, SwiGLU, GeGLU, sigmoid gate, ReGLU.
-const OPS: u32 = 6;
+/// Operations of `elementwise`: add, copy, SwiGLU, GeGLU, sigmoid gate, ReGLU, softplus gate.
+const OPS: u32 = 7;
 
 /// Code bits by number of planes; 0 for unquantized weights.
 const BITS: [u32; 6] = [0, 2, 3, 4, 6, 8];

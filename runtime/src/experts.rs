@@ -79,6 +79,16 @@ pub trait ExpertSource: Send + Sync {
         meanwhile: Meanwhile,
     ) -> Result<()>;
 
+    /// The layer's next tokens will need what `guess` says, at the next `serve` of this layer: reads may begin. By default
+    /// nothing happens, and `guess` is not called.
+    ///
+    /// # Errors
+    /// Errors of `guess`.
+    fn announce(&self, layer: usize, guess: Guess) -> Result<()> {
+        let _ = (layer, guess);
+        Ok(())
+    }
+
     /// The level at which `serve` hands out experts; `None` if levels vary.
     fn level(&self) -> Option<Level>;
 
@@ -166,6 +176,10 @@ impl<T: ExpertSource + ?Sized> ExpertSource for std::sync::Arc<T> {
         meanwhile: Meanwhile,
     ) -> Result<()> {
         (**self).serve(layer, wanted, compute, meanwhile)
+    }
+
+    fn announce(&self, layer: usize, guess: Guess) -> Result<()> {
+        (**self).announce(layer, guess)
     }
 
     fn level(&self) -> Option<Level> {

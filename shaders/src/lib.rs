@@ -16,7 +16,7 @@ pub struct Variant {
     pub half: bool,
     /// The last plane is in a separate buffer, and only some experts have it. The others read zeros for its bits.
     pub mixed: bool,
-    /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`], [`GEGLU`], [`GATE`] or [`REGLU`].
+    /// `elementwise`: [`ADD`], [`COPY`], [`SWIGLU`], [`GEGLU`], [`GATE`], [`REGLU`] or [`SOFTPLUS`].
     pub op: u32,
     /// Sums and maxima over a workgroup use subgroup operations, which the adapter must support. Results are bit-identical.
     pub subgroups: bool,
@@ -43,6 +43,8 @@ pub const GEGLU: u32 = 3;
 pub const GATE: u32 = 4;
 /// `x = relu(x) · y`.
 pub const REGLU: u32 = 5;
+/// `x = x · softplus(y)`.
+pub const SOFTPLUS: u32 = 6;
 
 /// Inputs in single precision.
 pub const SINGLE: u32 = 0;

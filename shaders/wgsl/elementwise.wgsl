@@ -1,4 +1,5 @@
-// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y, x = relu(x) · y or x = x · sigmoid(y); y begins at `at`. One invocation: one value.
+// OP: x += y, x = y, x = silu(x) · y, x = gelu(x) · y, x = relu(x) · y, x = x · sigmoid(y) or
+// x = x · softplus(y); y begins at `at`. One invocation: one value.
 
 #import gelu
 
@@ -8,6 +9,7 @@ const SWIGLU = 2u;
 const GEGLU = 3u;
 const GATE = 4u;
 const REGLU = 5u;
+const SOFTPLUS = 6u;
 
 struct Params {
     len: u32,
@@ -43,6 +45,8 @@ fn main(
         result = select(x[i], 0.0, x[i] < 0.0) * value;
     } else if (OP == GATE) {
         result = x[i] / (1.0 + exp(-value));
+    } else if (OP == SOFTPLUS) {
+        result = x[i] * (max(value, 0.0) + log(1.0 + exp(-abs(value))));
     } else if (OP == SWIGLU) {
         result = x[i] / (1.0 + exp(-x[i])) * value;
     }

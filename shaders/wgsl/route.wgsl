@@ -1,4 +1,4 @@
-// Softmax or sigmoids of the router's logits, and the best experts of each token, best first; ties go to the
+// Weights from the router's logits, and the best experts of each token, best first; ties go to the
 // lower index. With a table of the layer's experts, also writes the job of every slot. The choices of the
 // last tokens go to a history, which the host reads back with their logits. One workgroup: one token.
 
@@ -14,13 +14,16 @@ struct Params {
     table: u32, // the layer's first expert in the table
     at: u32,    // index of the layer's part in the history
     first: u32, // the first token in the history
-    sigmoid: u32, // whether each logit has its own sigmoid, instead of a softmax
-    eps: f32,     // added to the sum of sigmoids
+    kind: u32,    // SOFTMAX, SIGMOID or MIXER
+    eps: f32,     // SIGMOID: added to the sum; MIXER: how far a logit may be below the highest
     biased: u32,  // whether experts are chosen with a bias
     groups: u32,  // of neighbouring experts, at most MAX_GROUPS
     kept: u32,    // groups from which experts are chosen
 }
 
+const SOFTMAX = 0u; // over all experts
+const SIGMOID = 1u; // of each logit
+const MIXER = 2u;   // a softmax for each choice, over the best experts that no better choice took
 const JOB_WORDS = 24u;
 const ENTRY_WORDS = 13u;
 const MAX_EXPERTS = 1024u;
@@ -64,11 +67,11 @@ fn sigmoid_of(token: u32, e: u32) -> f32 {
 
 // An expert's score for the choice, regardless of its group.
 fn own_standing(token: u32, e: u32) -> u32 {
-    if (p.sigmoid == 0u && p.biased == 0u) {
+    if (p.kind == MIXER || (p.kind == SOFTMAX && p.biased == 0u)) {
         return logit(token, e);
     }
     var score = 0.0;
-    if (p.sigmoid == 1u) {
+    if (p.kind == SIGMOID) {
         score = sigmoid_of(token, e);
     } else {
         score = exp(bitcast<f32>(logit(token, e)) - softmax.x) / softmax.y;
@@ -90,7 +93,7 @@ fn score_groups(token: u32, lane: u32) {
             second = max(second, min(x, best));
             best = max(x, best);
         }
-        scores[g] = select(best, best + second, p.sigmoid == 1u && size > 1u);
+        scores[g] = select(best, best + second, p.kind == SIGMOID && size > 1u);
     }
     workgroupBarrier();
 }
@@ -124,18 +127,44 @@ fn weigh_each(token: u32, lane: u32) {
     workgroupBarrier();
 }
 
+fn is_taken(e: u32, rank: u32) -> bool {
+    var taken = false;
+    for (var r = 0u; r < rank; r++) {
+        taken = taken || chosen[r] == e;
+    }
+    return taken;
+}
+
+// `weigh` for MIXER. The best expert left is the choice itself.
+fn weigh_mixed(token: u32, lane: u32) {
+    for (var r = lane; r < p.top_k; r += 128u) {
+        let high = bitcast<f32>(logit(token, chosen[r]));
+        var sum = 0.0;
+        for (var e = 0u; e < p.experts; e++) {
+            let x = bitcast<f32>(logit(token, e));
+            if (!is_taken(e, r) && (high - x) / max(abs(x), high) <= p.eps) {
+                sum += exp(x - high);
+            }
+        }
+        gates[r] = p.scale / sum;
+    }
+    workgroupBarrier();
+}
+
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) id: vec3<u32>, own: Own) {
     let lane = lane_of(own);
-    if (p.sigmoid == 0u && p.biased == 1u) {
+    if (p.kind == SOFTMAX && p.biased == 1u) {
         measure(id.x, lane);
     }
     if (p.groups > 1u) {
         score_groups(id.x, lane);
     }
     choose(id.x, lane);
-    if (p.sigmoid == 1u) {
+    if (p.kind == SIGMOID) {
         weigh_each(id.x, lane);
+    } else if (p.kind == MIXER) {
+        weigh_mixed(id.x, lane);
     } else {
         weigh(id.x, lane);
     }

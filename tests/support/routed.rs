@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 
 /// The beginnings of their goldens' names.
-pub const FAMILIES: [&str; 9] = [
+pub const FAMILIES: [&str; 13] = [
     "bailingmoe2",
     "granitemoe",
     "mellum",
@@ -20,6 +20,10 @@ pub const FAMILIES: [&str; 9] = [
     "hunyuanmoe",
     "afmoe",
     "flexolmo",
+    "phimoe",
+    "smallthinker",
+    "laguna",
+    "grovemoe",
 ];
 
 /// The keys of the converter's file, if it makes one of this golden.
@@ -111,11 +115,16 @@ pub(crate) fn tensors(tiny: &Tiny, dialect: &Dialect) -> Vec<Written> {
         }
     }
     let written = |(name, (mut shape, parts)): (String, (Vec<usize>, BTreeMap<usize, Vec<f32>>))| {
-        if name.contains("_exps.") && shape.len() == 2 {
+        if name.contains("exps.") && shape.len() == 2 {
             shape.insert(0, parts.len());
         }
         let all: Vec<f32> = parts.into_values().flatten().collect();
         (name, shape, GgmlType::F32, le_bytes(&all))
     };
-    stacks.into_iter().map(written).collect()
+    let factors = ["short", "long"].into_iter().filter_map(|part| {
+        let all = tiny.config["rope_scaling"][format!("{part}_factor")].as_array()?;
+        let all: Vec<f32> = all.iter().filter_map(Json::as_f64).map(|f| f as f32).collect();
+        Some((format!("rope_factors_{part}.weight"), vec![all.len()], GgmlType::F32, le_bytes(&all)))
+    });
+    stacks.into_iter().map(written).chain(factors).collect()
 }

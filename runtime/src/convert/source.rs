@@ -12,6 +12,7 @@ mod joined;
 mod packed;
 #[cfg(test)]
 mod tests;
+mod widened;
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
@@ -56,10 +57,12 @@ enum Layout {
     Joined(Vec<joined::Part>),
     /// MXFP4 codes in this tensor, with their scales in another.
     Packed(Packed),
+    /// Experts that are joined with narrow ones.
+    Widened(Box<widened::Widened>),
 }
 
 /// Where the matrices of a tensor lie in the files.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Pieces {
     /// `count` matrices, the first at `first`, each `stride` bytes after the one before. A dense tensor has
     /// one.
@@ -117,6 +120,7 @@ impl Source {
         } else {
             gguf::open(path)?
         };
+        widened::widen(&mut source).map_err(|e| e.at(path))?;
         source.leave_out();
         Ok(source)
     }
@@ -185,8 +189,13 @@ impl Source {
     /// # Errors
     /// `Malformed` for a name, expert or row that does not exist.
     pub fn raw_rows(&self, name: &str, expert: usize, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
-        let none = |what: &str| Error::malformed(format!("tensor `{name}`"), what.to_owned());
-        let t = self.find(name).ok_or_else(|| none("the file has no such tensor"))?;
+        let none = || Error::malformed(format!("tensor `{name}`"), "the file has no such tensor");
+        self.stored_rows(self.find(name).ok_or_else(none)?, expert, rows)
+    }
+
+    /// [`Source::raw_rows`] of a tensor.
+    fn stored_rows(&self, t: &Tensor, expert: usize, rows: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let none = |what: &str| Error::malformed(format!("tensor `{}`", t.name), what.to_owned());
         let piece = t.pieces.get(expert).ok_or_else(|| none("does not have this expert"))?;
         let (total, cols) = t.rows_cols();
         let row_bytes = t.ty.row_bytes(cols).ok_or_else(|| none("a row is not a whole number of blocks"))?;
@@ -231,6 +240,7 @@ impl Source {
                 let scales = packed.scales(&self.files, expert);
                 Ok(Cow::Owned(packed.rows(data, scales, rows, cols)))
             }
+            Layout::Widened(of) => Ok(Cow::Owned(of.rows(self, expert, rows)?)),
         }
     }
 

@@ -94,6 +94,12 @@ impl From<Vec<u64>> for Value {
     }
 }
 
+impl From<Vec<f32>> for Value {
+    fn from(v: Vec<f32>) -> Self {
+        Value::Array(Array::F32(v))
+    }
+}
+
 impl From<Vec<bool>> for Value {
     fn from(v: Vec<bool>) -> Self {
         Value::Array(Array::Bool(v))

@@ -110,13 +110,15 @@ pub struct AttendCall<'a, 's, Buf, Kv> {
     pub out: &'a mut Buf,
 }
 
-/// Numbers whose sigmoid multiplies the output of attention.
+/// Numbers whose sigmoid or softplus multiplies the output of attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Gated<'a, Buf> {
     /// `[tokens, heads]` or `[tokens, heads · values of a head]`.
     pub by: &'a Buf,
     /// Whether a head has one number for all of its values.
     pub heads: bool,
+    /// Whether the factors are softplus of the numbers.
+    pub softplus: bool,
 }
 
 /// The per-head products around attention to a latent.
@@ -182,13 +184,22 @@ pub enum Flow<'a, 'w> {
     Soon(&'a mut dyn Iterator<Item = &'w Matrix>),
 }
 
-/// An RMS norm.
+/// An RMS norm, or with a bias a layer norm: the mean is subtracted first.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
     /// `[values of a row]`.
     pub weight: &'a [f32],
+    /// `[values of a row]`: added to the result of a layer norm.
+    pub bias: Option<&'a [f32]>,
     /// Added to the mean square.
     pub eps: f32,
+}
+
+impl<'a> Norm<'a> {
+    /// An RMS norm.
+    pub fn rms(weight: &'a [f32], eps: f32) -> Norm<'a> {
+        Norm { weight, bias: None, eps }
+    }
 }
 
 /// One attention operation, without its buffers.
@@ -300,6 +311,12 @@ pub enum Score {
         /// Added to the sum of the chosen experts' weights.
         eps: f32,
     },
+    /// SparseMixer (arXiv 2409.12136): the softmax of each choice is over the experts that no better choice took,
+    /// and only over those with nearly the highest logit.
+    Mixer {
+        /// How far a logit may be below the highest, as a share of the larger magnitude.
+        tolerance: f32,
+    },
 }
 
 /// A router, with a bias for choosing. The chosen experts' weights do not contain the bias.
@@ -323,7 +340,7 @@ impl Choosing<'_> {
     pub fn standings(&self, logits: &[f32], out: &mut [f32]) {
         match (self.router.score, self.bias) {
             // Not by weight: those that underflow would tie.
-            (Score::Softmax, None) => out.copy_from_slice(logits),
+            (Score::Softmax, None) | (Score::Mixer { .. }, _) => out.copy_from_slice(logits),
             (Score::Softmax, Some(bias)) => {
                 let high = logits.iter().fold(f32::NEG_INFINITY, |high, x| high.max(*x));
                 let sum: f32 = logits.iter().map(|x| (x - high).exp()).sum();
@@ -362,6 +379,15 @@ impl Choosing<'_> {
         }
     }
 
+    /// The weight of the expert `chosen` after `taken`, with [`Score::Mixer`].
+    pub fn mixed(logits: &[f32], tolerance: f32, taken: &[u32], chosen: u32) -> f32 {
+        let left = || (0u32..).zip(logits).filter(|(e, _)| !taken.contains(e)).map(|(_, x)| *x);
+        let high = left().fold(f32::NEG_INFINITY, f32::max);
+        let near = |x: &f32| (high - x) / x.abs().max(high) <= tolerance;
+        let sum: f32 = left().filter(near).map(|x| (x - high).exp()).sum();
+        (logits[chosen as usize] - high).exp() / sum
+    }
+
     /// The weight for a single logit.
     pub fn sigmoid(logit: f32) -> f32 {
         1.0 / (1.0 + (-logit).exp())
@@ -372,8 +398,8 @@ impl Choosing<'_> {
         let Router { score, renormalize, scale, .. } = *self.router;
         match score {
             _ if !renormalize => scale,
-            Score::Softmax if sum > 0.0 => scale / sum,
-            Score::Softmax => scale,
+            Score::Softmax | Score::Mixer { .. } if sum > 0.0 => scale / sum,
+            Score::Softmax | Score::Mixer { .. } => scale,
             Score::Sigmoid { eps } => scale / (sum + eps),
         }
     }

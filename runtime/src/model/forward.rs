@@ -155,8 +155,10 @@ impl Model {
             finite(b, s, n, c.d, parts[0].pos, || "in the embedding".into())?;
         }
         for (i, layer) in w.layers.iter().enumerate() {
+            let cuts = i == c.last_with_kv() && needed < n;
+            self.route_early(b, s, (layer, i), if cuts { before..n } else { 0..n })?;
             self.mixer(b, s, parts, layer, i, n);
-            if i == c.last_with_kv() && needed < n {
+            if cuts {
                 if needed == 0 {
                     break;
                 }
@@ -205,7 +207,7 @@ impl Model {
         n: usize,
     ) {
         let Scratch { h, y, x, .. } = &mut *s;
-        self.normed(b, (x, h), layer.ffn_norm.as_deref(), n);
+        self.normed(b, (x, h), layer.feed_norm(self.spec.stream_eps), n);
         let activation = self.spec.layers[i].ffn.activation;
         match layer.ffn_post_norm.as_deref() {
             None => b.feed(FeedCall { h, tokens: n, block, activation, gate: None, y, x: Some(x) }),
@@ -225,7 +227,7 @@ impl Model {
         scale: f32,
         n: usize,
     ) {
-        let norm = Some((Norm { weight, eps: self.spec.norm_eps }, h));
+        let norm = Some((Norm::rms(weight, self.spec.norm_eps), h));
         b.linear(LinearCall {
             x: y,
             tokens: n,
@@ -254,8 +256,8 @@ impl Model {
         while first < n {
             let rows = LOGIT_ROWS.min(s.chunk).min(n - first);
             b.copy(&s.x, first * c.d, rows * c.d, &mut s.h);
-            let norm = Norm { weight: &w.norm, eps: c.stream_eps };
-            let head = Linear { matrix: &w.head, bias: None, out: &mut s.logits };
+            let norm = Norm { weight: &w.norm, bias: w.norm_bias.as_deref(), eps: c.stream_eps };
+            let head = Linear { matrix: &w.head, bias: w.head_bias.as_deref(), out: &mut s.logits };
             let norm = Some((norm, &mut s.y));
             b.linear(LinearCall { x: &s.h, tokens: rows, norm, outs: &mut [head], times: None, add: None });
             for row in 0..rows {

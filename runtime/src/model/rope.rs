@@ -47,6 +47,13 @@ pub enum Scaling {
         /// The share of frequencies that rotate.
         part: f32,
     },
+    /// LongRoPE (arXiv 2402.13753) within the trained context: every frequency is divided by its own factor.
+    Listed {
+        /// `[dims / 2]`; empty if a tensor has them.
+        factors: Vec<f32>,
+        /// Factor on cosines and sines.
+        gain: f32,
+    },
     /// YaRN (arXiv 2309.00071): scales frequencies by a ramp over dimensions, and sharpens attention.
     Yarn {
         /// Ratio of the new context to the trained one.
@@ -88,6 +95,10 @@ impl RopeConfig {
             Scaling::Proportional { part } => {
                 let turning = (f64::from(*part) * dims / 2.0) as usize;
                 (half.map(|i| if i < turning { plain(i) as f32 } else { 0.0 }).collect(), 1.0)
+            }
+            Scaling::Listed { factors, gain } => {
+                let factor = |i: usize| factors.get(i).map_or(1.0, |f| f64::from(*f));
+                (half.map(|i| (plain(i) / factor(i)) as f32).collect(), *gain)
             }
             Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let (factor, low, high) =

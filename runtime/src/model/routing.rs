@@ -87,15 +87,16 @@ pub fn prefer_resident(
         order.truncate(router.top_k);
         let high = logits.iter().fold(f32::NEG_INFINITY, |high, x| high.max(*x));
         let sum: f32 = logits.iter().map(|&x| (x - high).exp()).sum();
-        let weight = |e: u32| match router.score {
-            Score::Softmax => (logits[e as usize] - high).exp() / sum,
-            Score::Sigmoid { .. } => Choosing::sigmoid(logits[e as usize]),
+        let weight = |rank: usize| match (router.score, order[rank]) {
+            (Score::Softmax, e) => (logits[e as usize] - high).exp() / sum,
+            (Score::Sigmoid { .. }, e) => Choosing::sigmoid(logits[e as usize]),
+            (Score::Mixer { tolerance }, e) => Choosing::mixed(logits, tolerance, &order[..rank], e),
         };
-        let scale = choosing.factor(order.iter().map(|&e| weight(e)).sum());
+        let scale = choosing.factor((0..order.len()).map(weight).sum());
         let others = order.iter().filter(|&&e| own.iter().all(|c| c.expert != e)).count();
         counters.redirected.fetch_add(others as u64, Ordering::Relaxed);
-        for (to, &expert) in own.iter_mut().zip(&order) {
-            *to = Choice { expert, gate: weight(expert) * scale };
+        for ((rank, to), &expert) in own.iter_mut().enumerate().zip(&order) {
+            *to = Choice { expert, gate: weight(rank) * scale };
         }
     }
 }

@@ -13,7 +13,7 @@ use super::rope::RopeConfig;
 use crate::error::{Error, Result};
 use crate::format::Metadata;
 use crate::kernels::{Activation, RopeTable, Router, Uses};
-use blocks::{feed_forwards, kv_heads, kv_sources, layers};
+use blocks::{feed_forwards, heads, kv_heads, kv_sources, layers};
 pub use delta::DeltaSpec;
 pub use latent::LatentSpec;
 use positions::windows;
@@ -69,6 +69,8 @@ pub struct LayerSpec {
     pub feeds: bool,
     /// Whether mixer and feed-forward read the normed stream.
     pub pre_norms: bool,
+    /// Whether these norms are layer norms, with biases.
+    pub layer_norms: bool,
     /// Whether the outputs of mixer and feed-forward are normed before they are added.
     pub sandwich: bool,
     /// Whether the layer's output may be multiplied by a stored number.
@@ -122,6 +124,8 @@ pub struct FfnSpec {
     pub beside: bool,
     /// Whether a bias is added to the scores for choosing experts, but not to their gates.
     pub choice_bias: bool,
+    /// Whether the router reads the layer's input, so that experts are known before tokens are mixed.
+    pub early: bool,
 }
 
 /// Grouped-query attention.
@@ -158,8 +162,11 @@ pub struct AttentionSpec {
     pub sinks: bool,
     /// Whether every projection must have a bias; otherwise any may have one.
     pub biases: bool,
-    /// Whether the attention output is gated: each value, or in latent attention each head.
+    /// Whether the attention output is gated: each value, or each head if the gate's matrix has a row per head, as
+    /// in latent attention.
     pub gated: bool,
+    /// Whether gates are softplus of their projections, instead of sigmoids.
+    pub softplus: bool,
 }
 
 impl AttentionSpec {
@@ -247,9 +254,12 @@ impl Spec {
         let windows = windows(&keys, family, layers)?;
         let kv_heads = kv_heads(&keys, layers)?;
         let sources = kv_sources(&keys, &windows)?;
-        let with_window = |window: Option<usize>| attention(&keys, family, d, layers, window);
+        let heads = heads(&keys, layers)?;
+        let most = heads.iter().copied().max().unwrap_or(1);
+        let with_window = |window: Option<usize>| attention(&keys, family, (d, most), layers, window);
         let [full, local] = [with_window(None)?, with_window(Some(0))?];
-        let ropes = positions::ropes(&keys, family, [full.head_dim, local.head_dim], context)?;
+        let ropes = positions::ropes(&keys, family, [full.head_dim, local.head_dim], (context, &windows))?;
+        let context = positions::offered(&keys, &ropes, context)?;
         let eps = keys.positive("attention.layer_norm_rms_epsilon")?;
         // Some converters write only the other name.
         let norm_eps = eps.or(keys.positive("attention.layer_norm_epsilon")?).ok_or_else(|| {
@@ -266,6 +276,7 @@ impl Spec {
             biases: family.biases,
             beside: family.beside,
             choice_bias,
+            early: family.early_router,
         };
         let taps = taps(&keys, family)?;
         let (delta, is_delta) = deltas(&keys, family, layers)?;
@@ -280,15 +291,16 @@ impl Spec {
                 }
                 (kv_heads, _, None) => {
                     let attention = if window.is_some() { local } else { full };
+                    let attention = AttentionSpec { heads: heads[layer], ..attention };
                     let kv_heads = divides(&keys, attention.heads, kv_heads.unwrap_or(attention.heads))?;
                     let rope = if window.is_some() { ropes.len() - 1 } else { 0 };
                     let kv_of = sources[layer];
                     MixerSpec::Attention(AttentionSpec { window, kv_heads, rope, kv_of, ..attention })
                 }
             };
-            let Family { pre_norms, sandwich, layer_scales: scaled, .. } = *family;
+            let Family { pre_norms, layer_norms, sandwich, layer_scales: scaled, .. } = *family;
             let feeds = !family.one_block || alone[layer];
-            Ok(LayerSpec { mixer, ffn, feeds, pre_norms, sandwich, scaled })
+            Ok(LayerSpec { mixer, ffn, feeds, pre_norms, layer_norms, sandwich, scaled })
         };
         // A file may claim many layers: the vector grows only as specifications are built.
         let mut all = Vec::with_capacity(windows.len());
@@ -453,11 +465,10 @@ fn head_dim(keys: &Keys, (d, heads): (usize, usize), window: bool) -> Result<usi
 fn attention(
     keys: &Keys,
     family: &Family,
-    d: usize,
+    (d, heads): (usize, usize),
     layers: usize,
     window: Option<usize>,
 ) -> Result<AttentionSpec> {
-    let heads = keys.required("attention.head_count", MAX_HEADS)?;
     let latent = if family.latent { Some(LatentSpec::read(keys, heads, d)?) } else { None };
     let head_dim = match &latent {
         Some(of) => of.rope_dim + of.rank,
@@ -480,6 +491,7 @@ fn attention(
         sinks: family.sinks,
         biases: family.biases,
         gated: family.gated || family.gate_in_q,
+        softplus: family.softplus,
     };
     let scale = keys.positive_or_zero("attention.scale")?;
     let scale = scale.or(latent.map(|of| of.scale)).unwrap_or_else(|| {
@@ -556,6 +568,7 @@ mod tests {
                 Windows::All => assert_eq!(windows.unwrap(), [Some(8), Some(8)]),
                 Windows::Even => assert_eq!(windows.unwrap(), [Some(8), None]),
                 Windows::AllBut(nth) => assert!(nth > 2 && windows.unwrap() == [Some(8); 2]),
+                Windows::AllButFirst(_) => assert_eq!(windows.unwrap(), [None, Some(8)]),
                 Windows::Listed => assert!(windows.unwrap_err().to_string().contains("sliding_window")),
             }
         }

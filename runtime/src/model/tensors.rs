@@ -76,6 +76,14 @@ impl Declared {
         self
     }
 
+    /// Also allows a matrix with this many rows.
+    #[must_use]
+    pub fn or_rows(mut self, rows: usize) -> Declared {
+        let cols = self.shapes[0][1];
+        self.shapes.push(vec![rows, cols]);
+        self
+    }
+
     /// Makes the tensor optional.
     #[must_use]
     pub fn maybe(self) -> Declared {

@@ -17,7 +17,7 @@ use super::tensors::{Declared, Held, Met, Tensors, part};
 use crate::error::{Error, Result};
 use crate::experts::Expert;
 use crate::format::dollop::{PARTS, part_name};
-use crate::kernels::Router;
+use crate::kernels::{Norm, Router};
 use crate::quant::{Level, Matrix};
 
 /// Name of the embedding tensor.
@@ -128,6 +128,9 @@ part! {
         /// `[d]`.
         first norm: Option<Vec<f32>> =
             Declared::vector(of.name("attn_norm.weight"), of.d).only_if(of.spec.pre_norms && of.mixes());
+        /// `[d]`: if it is a layer norm.
+        first norm_bias: Option<Vec<f32>> =
+            Declared::vector(of.name("attn_norm.bias"), of.d).only_if(of.spec.layer_norms);
         /// Attention, or its replacement.
         first mixer: Mixer = of;
         /// `[d]`: norm of the mixer's output.
@@ -136,6 +139,9 @@ part! {
         /// `[d]`.
         first ffn_norm: Option<Vec<f32>> =
             Declared::vector(of.name(of.ffn_norm()), of.d).only_if(of.spec.pre_norms && of.spec.feeds);
+        /// `[d]`: if it is a layer norm.
+        first ffn_norm_bias: Option<Vec<f32>> =
+            Declared::vector(of.name("ffn_norm.bias"), of.d).only_if(of.spec.layer_norms);
         /// Routed experts or one dense block.
         first ffn: Ffn = of;
         /// `[d]`: norm of the feed-forward output.
@@ -176,12 +182,21 @@ impl EndsOf<'_> {
         self.spec.layers.len() * self.spec.per_layer
     }
 
+    /// Whether norms are layer norms.
+    fn centred(&self) -> bool {
+        self.spec.family.layer_norms
+    }
+
     /// A few families must have this tensor, unless the file's keys already define the frequencies.
     fn rope_factors(&self) -> Declared {
         let rope = &self.spec.ropes[0];
         let factors = Declared::vector("rope_freqs.weight".into(), rope.dims / 2);
-        let said = matches!(rope.scaling, Scaling::Proportional { .. });
-        if self.spec.family.rope_factors && !said { factors } else { factors.maybe() }
+        match &rope.scaling {
+            Scaling::Listed { factors: said, .. } => factors.only_if(said.is_empty()),
+            Scaling::Proportional { .. } => factors.maybe(),
+            _ if self.spec.family.rope_factors => factors,
+            _ => factors.maybe(),
+        }
     }
 }
 
@@ -198,8 +213,13 @@ part! {
         first embed: Matrix = Declared::matrix(EMBEDDING.into(), of.vocab, of.spec.d);
         /// `[vocab, d]`; `None` if the embedding is also the head.
         first head: Option<Matrix> = Declared::matrix("output.weight".into(), of.vocab, of.spec.d).maybe();
+        /// `[vocab]`.
+        first head_bias: Option<Vec<f32>> = Declared::vector("output.bias".into(), of.vocab).maybe_if(of.centred());
         /// `[d]`.
         first norm: Vec<f32> = Declared::vector("output_norm.weight".into(), of.spec.d);
+        /// `[d]`: if it is a layer norm.
+        first norm_bias: Option<Vec<f32>> =
+            Declared::vector("output_norm.bias".into(), of.spec.d).only_if(of.centred());
         /// Divisors of the RoPE frequencies, `[rope dims / 2]`.
         first rope_factors: Option<Vec<f32>> = of.rope_factors();
         /// The weights that compute the layers' extra inputs.
@@ -243,6 +263,10 @@ pub struct Weights {
     pub layers: Vec<Layer>,
     /// `[d]`.
     pub norm: Vec<f32>,
+    /// `[d]`: if it is a layer norm.
+    pub norm_bias: Option<Vec<f32>>,
+    /// `[vocab]`.
+    pub head_bias: Option<Vec<f32>>,
     /// `[vocab, d]`; the same matrix as the embedding if the file has no other.
     pub head: Matrix,
     /// Divisors of the RoPE frequencies, `[rope dims / 2]`.
@@ -267,7 +291,11 @@ pub fn declared(spec: &Spec, rows: &dyn Fn(&str) -> Option<usize>) -> Vec<Declar
 }
 
 /// Whether a tensor is allowed but never read: keys and values of a layer that reads another layer's cache.
+/// Factors of frequencies for contexts beyond those that we offer, too.
 pub fn unused(spec: &Spec, name: &str) -> bool {
+    if name == "rope_factors_long.weight" {
+        return spec.family.long_rope;
+    }
     let of = || {
         let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
         let layer = spec.layers.get(layer.parse::<usize>().ok()?)?;
@@ -291,9 +319,10 @@ impl Weights {
         level: Option<Level>,
     ) -> Result<(Weights, Vec<Vec<Expert>>)> {
         let rows = |name: &str| from.rows(name);
-        let Ends { embed, head, mut norm, rope_factors, per_layer } =
+        let Ends { embed, head, mut head_bias, mut norm, mut norm_bias, rope_factors, per_layer } =
             Ends::read(from, EndsOf::new(spec, &rows))?;
-        norm.iter_mut().for_each(|w| *w /= spec.logit_divisor);
+        let biases = head_bias.iter_mut().chain(&mut norm_bias).flatten();
+        norm.iter_mut().chain(biases).for_each(|w| *w /= spec.logit_divisor);
         let mut layers = Vec::with_capacity(spec.layers.len());
         let mut experts = Vec::with_capacity(spec.layers.len());
         for (layer, of) in spec.layers.iter().enumerate() {
@@ -327,7 +356,7 @@ impl Weights {
             LayerInputs { embed, proj, norm }
         });
         let embed = Embedding::Held(embed);
-        Ok((Weights { embed, layers, norm, head, rope_factors, per_layer }, experts))
+        Ok((Weights { embed, layers, norm, norm_bias, head_bias, head, rope_factors, per_layer }, experts))
     }
 
     /// Every matrix in memory, mutable. The head comes last, and is left out if it is the embedding (`tied`).
@@ -362,6 +391,8 @@ impl Weights {
     /// Every vector: norms, biases and RoPE factors.
     pub fn vectors(&self) -> Vec<&[f32]> {
         let mut all = vec![&self.norm[..]];
+        all.extend(self.norm_bias.as_deref());
+        all.extend(self.head_bias.as_deref());
         all.extend(self.rope_factors.as_deref());
         all.extend(self.per_layer.as_ref().map(|of| &of.norm[..]));
         let mut met = |met| {
@@ -390,6 +421,16 @@ impl Weights {
 }
 
 impl Layer {
+    /// The norm of the mixer's input.
+    pub fn mixer_norm(&self, eps: f32) -> Option<Norm<'_>> {
+        self.norm.as_deref().map(|weight| Norm { weight, bias: self.norm_bias.as_deref(), eps })
+    }
+
+    /// The norm of the feed-forward input.
+    pub fn feed_norm(&self, eps: f32) -> Option<Norm<'_>> {
+        self.ffn_norm.as_deref().map(|weight| Norm { weight, bias: self.ffn_norm_bias.as_deref(), eps })
+    }
+
     /// The factor on the layer's output.
     pub fn scale(&self) -> f32 {
         self.scale.as_ref().map_or(1.0, |scale| scale[0])

@@ -7,8 +7,14 @@ use crate::experts::{Guess, Wanted};
 use crate::quant::PLANES;
 
 impl Streamer {
-    /// Prefetches the floor of experts that the next layer may need, if that evicts only colder planes.
-    pub(super) fn look_ahead(&self, state: &mut State, layer: usize, guess: Guess) -> Result<()> {
+    /// Prefetches the floor of up to `most` experts that a layer may need, if that evicts only colder planes.
+    pub(super) fn look_ahead(
+        &self,
+        state: &mut State,
+        layer: usize,
+        guess: Guess,
+        most: usize,
+    ) -> Result<()> {
         if state.homes.get(layer).is_none_or(Option::is_none) {
             return Ok(());
         }
@@ -22,8 +28,7 @@ impl Streamer {
         wanted.iter().for_each(|w| home.keep[w.expert as usize] = PLANES as u8);
         let mut reads = Vec::new();
         let missing = |w: &&Wanted| !home.has_floor(w.expert as usize, floor);
-        let missing: Vec<Wanted> =
-            wanted.iter().filter(missing).take(self.options.lookahead).copied().collect();
+        let missing: Vec<Wanted> = wanted.iter().filter(missing).take(most).copied().collect();
         'all: for w in missing {
             let expert = w.expert as usize;
             while !state.home(layer).has_floor(expert, floor) {

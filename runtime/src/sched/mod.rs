@@ -27,7 +27,7 @@ pub use staging::DeviceOptions;
 pub(crate) use staging::staging_bytes;
 
 use crate::error::{Error, Result};
-use crate::experts::{Expert, ExpertSource, LayerExperts, Meanwhile, Wanted};
+use crate::experts::{Expert, ExpertSource, Guess, LayerExperts, Meanwhile, Wanted};
 use crate::quant::Level;
 use crate::store::{Access, Measured, Storage};
 use crate::telemetry::{StreamStats, Trace, Track};
@@ -375,6 +375,15 @@ impl ExpertSource for Streamer {
         self.bring_and_compute(state, layer, &mut asks, compute, meanwhile)?;
         state.stats.servings_without_reads += u64::from(state.stats.bytes_wanted == reads);
         Ok(())
+    }
+
+    fn announce(&self, layer: usize, guess: Guess) -> Result<()> {
+        let mut state = self.lock();
+        // As in `serve`, nothing is prefetched with a device.
+        if state.staging.is_some() {
+            return Ok(());
+        }
+        self.look_ahead(&mut state, layer, guess, usize::MAX)
     }
 
     fn level(&self) -> Option<Level> {

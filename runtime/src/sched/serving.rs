@@ -64,7 +64,7 @@ impl Streamer {
                 self.begin(state, layer, &mut asks[done..to], begun - done)?;
                 begun = to;
                 if let Some(guess) = meanwhile.guess.take() {
-                    self.look_ahead(state, layer + 1, guess)?;
+                    self.look_ahead(state, layer + 1, guess, self.options.lookahead)?;
                 }
                 let step = if begun < asks.len() { (begun - done).div_ceil(STEPS) } else { begun - done };
                 let (now, begun) = (&asks[done..done + step], &asks[done..begun]);

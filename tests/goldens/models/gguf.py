@@ -11,7 +11,8 @@ NAMES = ["qwen3next", "qwen35moe", "qwen35moe-published", "qwen35", "qwen35-grou
          "glm4moe-groups", "deepseek2-lite", "deepseek2-v2", "deepseek2-v3", "deepseek2-halves", "deepseek2-flash",
          "bailingmoe2", "granitemoe", "granitemoe-shared", "mellum", "ernie4_5moe", "ernie4_5moe-apart", "dots1", "minimaxm2",
          "minimaxm2-plain", "hunyuanmoe", "afmoe", "kimi-linear", "bailingmoe3", "granitehybrid", "nemotronh",
-         "nemotronh-dense"]
+         "nemotronh-dense", "phimoe", "smallthinker",
+         "smallthinker-plain", "laguna", "laguna-values", "grovemoe", "grovemoe-tied"]
 ROOT = pathlib.Path(sys.argv[1])
 sys.path[:0] = [str(ROOT / "gguf-py"), str(ROOT), str(HERE)]
 logging.disable(logging.CRITICAL)
@@ -33,8 +34,8 @@ def convert(name, golden, folder):
     (folder / "tokenizer.json").write_text(json.dumps(dict(model=dict(vocab={str(i): i for i in range(vocab)}), added_tokens=[])))
     arrays = {key: values(key, *rest) for key, *rest in golden["tensors"]}
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
-    # `transformers` gives keys of this type other names, which the converter does not know.
-    same = golden["config"]["model_type"] in ("bailing_hybrid", "granitemoehybrid", "nemotron_h")
+    # `transformers` gives keys of these types other names, which the converter does not know, or does not know the type.
+    same = golden["config"]["model_type"] in ("bailing_hybrid", "granitemoehybrid", "nemotron_h", "smallthinker", "grove_moe")
     numbers = dict(golden["config"]) if same else ModelBase.load_hparams(folder, False)
     cls = get_model_class(get_model_architecture(numbers, ModelType.TEXT))
     for c in cls.__mro__:

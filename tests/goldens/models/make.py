@@ -11,7 +11,7 @@ family contain: stacked experts, and tensors of a draft head, which readers leav
 
 Arguments: names of configurations, by default all. NAME.json has everything but the logits, NAME.f32 the logits, [tokens, vocab] LE.
 """
-import json, pathlib, sys, tempfile, zlib
+import json, math, pathlib, sys, tempfile, zlib
 import numpy as np, torch, transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -71,6 +71,9 @@ GRANITE4 = dict(GRANITE, mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=32, ma
                 layer_types=kinds_of("LLFL"))
 NEMOTRON = dict(mamba_num_heads=8, mamba_head_dim=16, n_groups=2, ssm_state_size=32, head_dim=32, n_routed_experts=8, num_experts_per_tok=3,
                 moe_intermediate_size=48, moe_shared_expert_intermediate_size=80, routed_scaling_factor=2.5)
+LAGUNA = dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, shared_expert_intermediate_size=80, head_dim=32, sliding_window=10,
+              num_hidden_layers=5, moe_routed_scaling_factor=2.5, num_attention_heads_per_layer=[4, 6, 6, 6, 4])
+PHI = dict(num_local_experts=8, num_experts_per_tok=2, intermediate_size=48, rms_norm_eps=1e-5)
 blocks_of = lambda letters: [{"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}[letter] for letter in letters]
 rope = lambda kind, theta=10000.0, **kw: dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **kw))
 MODELS = {  # name: (class prefix, changes, style of config.json)
@@ -163,6 +166,15 @@ MODELS = {  # name: (class prefix, changes, style of config.json)
     "granitehybrid": ("GraniteMoeHybrid", dict(GRANITE4), "granite4"),
     "granitehybrid-dense": ("GraniteMoeHybrid", dict(GRANITE4, num_local_experts=0, num_experts_per_tok=0, tie_word_embeddings=True, mamba_n_groups=1, logits_scaling=8.0,
                                                      mamba_conv_bias=False, layer_types=kinds_of("FLLL")), "new"),
+    "laguna": ("Laguna", dict(LAGUNA, layer_types=["full_attention"] + ["sliding_attention"] * 3 + ["full_attention"], **kinds(
+        dict(rope_type="yarn", rope_theta=5e5, factor=4.0, original_max_position_embeddings=32, partial_rotary_factor=0.5),
+        dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=1.0))), "new"),
+    "laguna-values": ("Laguna", dict(LAGUNA, num_hidden_layers=3, num_attention_heads_per_layer=None, gating="per-element", sliding_window=0,
+                                     mlp_layer_types=["dense", "dense", "sparse"]), "new"),
+    "phimoe": ("Phimoe", dict(PHI, attention_bias=True, lm_head_bias=True, **rope(
+        "longrope", short_factor=[1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 1.8, 2.2], long_factor=[1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 20.0, 40.0],
+        short_mscale=math.sqrt(1 + math.log(2) / math.log(96)), long_mscale=1.3, original_max_position_embeddings=96), max_position_embeddings=192), "phi"),
+    "phimoe-plain": ("Phimoe", dict(PHI, router_jitter_noise=0.3, sliding_window=10), "new"),
     "llama": ("Llama", {}, "old"),
     "llama-tied-head-dim": ("Llama", dict(tie_word_embeddings=True, head_dim=24), "new"),
     "llama-bias": ("Llama", dict(attention_bias=True), "new"),
@@ -322,7 +334,7 @@ def spread(key, shape, ones):
     """Scale and offset of a tensor's values. `ones`: norms are stored without the one that is added to them."""
     if key.endswith("A_log"):
         return 1.0, -1.5
-    if "norm" in key:
+    if "norm" in key and not key.endswith("bias"):
         return 0.3, 0.0 if ones and not key.endswith("linear_attn.norm.weight") else 1.0
     scale = 0.2 if key.endswith("bias") else 1.0 if "embed" in key else 2.2 / shape[-1] ** 0.5
     return scale, 0.0
@@ -352,8 +364,10 @@ def make(name, prefix, changes, style):
         plain = pack(tensors, arrays) if style == "mxfp4" else arrays
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
         written = json.loads((folder / "config.json").read_text())
-        if style in ("old", "rotary_dim"):
+        if style in ("old", "phi", "rotary_dim"):
             written = old_style(written)
+        if style == "phi":
+            written["architectures"] = ["PhiMoEForCausalLM"]
         if style == "rotary_dim":
             written["rotary_dim"] = int(written.pop("partial_rotary_factor") * written["head_dim"])
         if style == "kimi":

@@ -203,7 +203,7 @@ fn add(
         _ => Place::whole(canonical(&t.name, family), None),
     };
     // Some writers store a one-row matrix as a vector, and others the reverse. Both read alike.
-    if shape.len() > 1 && shape[0] == 1 && !t.name.contains("_exps") {
+    if shape.len() > 1 && shape[0] == 1 && !t.name.contains("exps.") {
         shape.remove(0);
     }
     // Convolutions and decays of delta nets have further sides of one.

@@ -104,9 +104,10 @@ impl Grouped {
         };
         // A list belongs to a family without such a tensor.
         let kv_heads = number("attention.head_count_kv").unwrap_or(0);
+        let heads = number("attention.head_count").unwrap_or(0);
         let (key_heads, value_heads) = (number("ssm.group_count")?, number("ssm.time_step_rank")?);
         Ok(Grouped {
-            heads: number("attention.head_count")?,
+            heads,
             kv_heads,
             head_dim: number("attention.key_length")?,
             key_heads,

@@ -43,6 +43,8 @@ pub struct Dialect {
     pub renormalize: Option<bool>,
     /// How to read `sliding_window`; `None` if the model does not use it.
     pub sliding: Option<Sliding>,
+    /// Whether the router is SparseMixer, with the parameter `router_jitter_noise`.
+    pub mixer: bool,
     /// The layout of stacked experts.
     pub stacks: Stacks,
     /// Whether some layers are short convolutions (see `conv`).
@@ -70,8 +72,12 @@ pub struct Dialect {
     pub sees_all: Option<&'static str>,
     /// Whether norm weights are stored minus one.
     pub norms_from_one: bool,
+    /// Keys with unusual names, and their usual names.
+    pub aliases: &'static [(&'static str, &'static str)],
     /// Modules of a layer with unusual names, and their canonical names.
     pub renamed: &'static [(&'static str, &'static str)],
+    /// Tensors of a layer that the model does not use.
+    pub unused: &'static [&'static str],
     /// Prefixes of tensors that do not belong to the text model.
     pub left_out: &'static [&'static str],
     /// The class's default numbers, for missing keys.
@@ -112,6 +118,7 @@ impl Dialect {
         routed: false,
         renormalize: None,
         sliding: None,
+        mixer: false,
         stacks: Stacks::Halves,
         conv: false,
         one_block: false,
@@ -125,7 +132,9 @@ impl Dialect {
         per_layer: false,
         sees_all: None,
         norms_from_one: false,
+        aliases: &[],
         renamed: &[],
+        unused: &[],
         left_out: &[],
         numbers: &[],
         flags: &[],
@@ -139,7 +148,7 @@ impl Dialect {
 const MAX_LAYERS: u64 = 1024;
 
 /// Keys of `config.json` that we read (here or for the tokenizer), or whose meaning the tensors show.
-const READ: [&str; 63] = [
+const READ: [&str; 68] = [
     "_sliding_window_pattern",
     "attention_bias",
     "attention_k_eq_v",
@@ -152,6 +161,9 @@ const READ: [&str; 63] = [
     "enable_moe_block",
     "eos_token_id",
     "final_logit_softcapping",
+    // Not needed: the tensors show it.
+    "gating",
+    "gating_types",
     "global_attn_every_n_layers",
     "global_head_dim",
     "head_dim",
@@ -172,6 +184,7 @@ const READ: [&str; 63] = [
     "mup_enabled",
     "norm_topk_prob",
     "num_attention_heads",
+    "num_attention_heads_per_layer",
     "num_experts",
     "num_experts_per_tok",
     "num_global_key_value_heads",
@@ -186,6 +199,7 @@ const READ: [&str; 63] = [
     "query_pre_attn_scalar",
     "residual_multiplier",
     "rms_norm_eps",
+    "rope_layout",
     "rope_local_base_freq",
     "rope_parameters",
     "rope_scaling",
@@ -195,6 +209,7 @@ const READ: [&str; 63] = [
     // Not needed: the tensors show it.
     "shared_intermediate_size",
     "sliding_window",
+    "sliding_window_layout",
     "sliding_window_pattern",
     "tie_word_embeddings",
     "top_k_experts",
@@ -207,7 +222,7 @@ const READ: [&str; 63] = [
 ];
 
 /// Keys of `config.json` about training, other programs or the file itself.
-const DESCRIBING: [&str; 18] = [
+const DESCRIBING: [&str; 21] = [
     "_name_or_path",
     "architectures",
     "attention_dropout",
@@ -217,6 +232,9 @@ const DESCRIBING: [&str; 18] = [
     "experts_per_token",
     "initial_context_length",
     "initializer_range",
+    "input_jitter_noise",
+    "lm_head_bias",
+    "original_max_position_embeddings",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
@@ -352,6 +370,11 @@ pub fn model_type(text: &str) -> Result<(String, Vec<String>)> {
 pub fn metadata_from_config(text: &str, dialect: &Dialect) -> Result<Metadata> {
     let mut c = Config { json: of_text(text)? };
     let arch = dialect.architecture;
+    for (theirs, usual) in dialect.aliases {
+        if let Some(value) = c.json.remove(*theirs) {
+            c.json.insert((*usual).into(), value);
+        }
+    }
     for (key, number) in dialect.numbers {
         c.json.entry(*key).or_insert_with(|| (*number).into());
     }
@@ -461,6 +484,11 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
     number("embedding_length", Some(d))?;
     number("feed_forward_length", c.u64("intermediate_size")?)?;
     number("attention.head_count", Some(heads))?;
+    let listed = c.get("num_attention_heads_per_layer").map(|all| {
+        let all = all.as_array().into_iter().flatten().map(Json::as_u64).collect::<Option<Vec<u64>>>();
+        let all = all.filter(|all| all.len() as u64 == layers);
+        all.ok_or_else(|| Config::wrong("num_attention_heads_per_layer", "a number for each layer"))
+    });
     number("attention.head_count_kv", Some(c.u64("num_key_value_heads")?.unwrap_or(heads)))?;
     let head_dim = match c.u64("head_dim")? {
         Some(n) => n,
@@ -478,6 +506,9 @@ fn sizes(c: &Config, m: &mut Metadata, arch: &str) -> Result<()> {
         format!("{arch}.attention.layer_norm_rms_epsilon"),
         EPSILONS.iter().find_map(|key| c.f64(key).transpose()).transpose()?.unwrap_or(1e-6) as f32,
     );
+    if let Some(listed) = listed.transpose()? {
+        m.insert(format!("{arch}.attention.head_count"), listed);
+    }
     if let Some(clip) = c.f64("clip_qkv")? {
         m.insert(format!("{arch}.attention.clamp_kqv"), clip as f32);
     }
@@ -538,6 +569,9 @@ fn experts(c: &Config, dialect: &Dialect, m: &mut Metadata) -> Result<()> {
         number("expert_shared_feed_forward_length", c.u64("shared_expert_intermediate_size")?)?;
         let renormalize = c.bool("norm_topk_prob")?.or(dialect.renormalize).unwrap_or(false);
         m.insert("dollop.router.renormalize", renormalize);
+        if let Some(jitter) = c.f64("router_jitter_noise")?.filter(|_| dialect.mixer) {
+            m.insert("dollop.router.tolerance", (2.0 * jitter) as f32);
+        }
         for key in CLAMP.iter().filter(|_| dialect.clamped) {
             if let Some(value) = c.f64(key)? {
                 m.insert(key.replace("swiglu_", "dollop.swiglu."), value as f32);

@@ -350,7 +350,8 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
         "model.embed_tokens_per_layer.weight" => return one("per_layer_token_embd.weight".into(), None),
         "model.per_layer_model_projection.weight" => return one("per_layer_model_proj.weight".into(), None),
         "model.per_layer_projection_norm.weight" => return one("per_layer_proj_norm.weight".into(), None),
-        "lm_head.weight" => return one("output.weight".into(), None),
+        "model.norm.bias" => return one("output_norm.bias".into(), None),
+        "lm_head.weight" | "lm_head.bias" => return one(name.replace("lm_head", "output"), None),
         _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
@@ -358,7 +359,8 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     let rest = moved.as_deref().unwrap_or(rest);
     let layer: usize = layer.parse().ok()?;
     let blk = |part: &str| format!("blk.{layer}.{part}");
-    if rest.starts_with("self_attn.rotary_emb") {
+    let unused = dialect.unused.contains(&rest);
+    if unused || rest.starts_with("self_attn.rotary_emb") {
         return Some(Vec::new());
     }
     // Names without a `.weight` or `.bias`.
@@ -378,6 +380,7 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
             | "mlp.expert_bias"
             | "mlp.gate.expert_bias"
             | "mlp.gate.e_score_correction_bias"
+            | "mlp.experts.e_score_correction_bias"
             | "mlp.moe_statics.e_score_correction_bias"
             | "block_sparse_moe.e_score_correction_bias"
             | "block_sparse_moe.gate.e_score_correction_bias"
@@ -406,15 +409,24 @@ fn of_text(name: &str, dialect: &Dialect) -> Option<Vec<Place>> {
     if let Some(part) = plain {
         return one(blk(&format!("{part}.{leaf}")), None);
     }
+    expert(rest, dialect, &blk)
+}
+
+/// The destinations of experts, one or a stack of them.
+fn expert(rest: &str, dialect: &Dialect, blk: &dyn Fn(&str) -> String) -> Option<Vec<Place>> {
+    let narrow = rest.strip_prefix("mlp.chunk_experts.");
+    let stacked = if narrow.is_some() { "chexps" } else { "exps" };
     let experts = ["mlp.experts.", "block_sparse_moe.experts.", "feed_forward.experts.", "experts."]
         .iter()
-        .find_map(|prefix| rest.strip_prefix(prefix))?;
-    let Some((expert, part)) = experts.split_once('.') else { return stack(experts, dialect.stacks, &blk) };
+        .find_map(|prefix| rest.strip_prefix(prefix))
+        .or(narrow)?;
+    let Some((expert, part)) = experts.split_once('.') else { return stack(experts, dialect.stacks, blk) };
     let part = match part {
-        "gate_proj.weight" | "w1.weight" => "ffn_gate_exps.weight",
-        "up_proj.weight" | "w3.weight" => "ffn_up_exps.weight",
-        "down_proj.weight" | "w2.weight" => "ffn_down_exps.weight",
+        "gate_proj.weight" | "gate.weight" | "w1.weight" => "gate",
+        "up_proj.weight" | "up.weight" | "w3.weight" => "up",
+        "down_proj.weight" | "down.weight" | "w2.weight" => "down",
         _ => return None,
     };
-    one(blk(part), Some(expert.parse().ok()?))
+    let name = blk(&format!("ffn_{part}_{stacked}.weight"));
+    Some(vec![Place::whole(name, Some(expert.parse().ok()?))])
 }

@@ -8,17 +8,17 @@ use serde_json::{Map, Value as Json};
 /// Writes which layers have a sliding window. Each family tells it in its own way.
 pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metadata) -> Result<()> {
     let (Some(window), Some(sliding)) = (c.u64("sliding_window")?.filter(|&w| w > 0), dialect.sliding) else {
-        return Ok(());
+        return rotated(c, &[]);
     };
     if sliding.switched && !c.bool("use_sliding_window")?.unwrap_or(false) {
         return Ok(());
     }
-    let listed = match c.get("layer_types") {
-        Some(Json::Array(all)) => {
+    let listed = match (c.get("layer_types"), layout(c, "sliding_window_layout")?) {
+        (Some(Json::Array(all)), _) => {
             Some(all.iter().map(|t| t.as_str() == Some("sliding_attention")).collect::<Vec<_>>())
         }
-        None => None,
-        Some(_) => return Err(Config::wrong("layer_types", "an array")),
+        (None, layout) => layout,
+        (Some(_), _) => return Err(Config::wrong("layer_types", "an array")),
     };
     let edge = match sliding.rhythm {
         Some(usual) => {
@@ -29,12 +29,31 @@ pub(super) fn windows(c: &Config, dialect: &Dialect, layers: u64, m: &mut Metada
     };
     let by_number = || (0..layers).map(|layer| (sliding.on)(layer, edge)).collect();
     let on = listed.filter(|_| sliding.listed).unwrap_or_else(by_number);
+    rotated(c, &on)?;
     m.insert(
         format!("{}.attention.sliding_window", dialect.architecture),
         window.min(u32::MAX.into()) as u32,
     );
     m.insert("dollop.attention.window_layers", on);
     Ok(())
+}
+
+/// A list of zeros and ones, one for each layer.
+fn layout(c: &Config, key: &str) -> Result<Option<Vec<bool>>> {
+    let wrong = || Config::wrong(key, "an array of zeros and ones");
+    let Some(value) = c.get(key) else { return Ok(None) };
+    let one = |v: &Json| v.as_u64().filter(|&n| n <= 1).map(|n| n == 1);
+    value.as_array().ok_or_else(wrong)?.iter().map(one).collect::<Option<_>>().ok_or_else(wrong).map(Some)
+}
+
+/// Checks the list of layers with RoPE, if there is one: those with a window, or all if there are no windows.
+fn rotated(c: &Config, windows: &[bool]) -> Result<()> {
+    let Some(listed) = layout(c, "rope_layout")? else { return Ok(()) };
+    let any = windows.contains(&true);
+    match if any { listed == windows } else { !listed.contains(&false) } {
+        true => Ok(()),
+        false => Err(Error::unsupported("config.json: rope_layout differs from the layers with a window")),
+    }
 }
 
 /// Writes the rotary embedding, and that of window layers if they have their own.
@@ -128,6 +147,13 @@ fn of_kinds(c: &Config) -> Result<(Config, Config)> {
     Ok((Config { json: full }, Config { json: window }))
 }
 
+/// LongRoPE's divisors of frequencies within the trained context.
+fn factors(c: &Config) -> Result<Vec<f32>> {
+    let all = c.get("short_factor").and_then(Json::as_array).into_iter().flatten();
+    let all: Option<Vec<f32>> = all.map(|f| f.as_f64().map(|f| f as f32)).collect();
+    all.filter(|all| !all.is_empty()).ok_or_else(|| Config::wrong("short_factor", "a list of numbers"))
+}
+
 fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
     let key = |name: &str| format!("{}.rope.{name}", dialect.architecture);
     let base = c.f64("rope_theta")?.unwrap_or(dialect.rope_base);
@@ -170,6 +196,12 @@ fn rope(c: &Config, m: &mut Metadata, dialect: &Dialect) -> Result<()> {
         }
         "proportional" if c.f64("factor")?.is_none_or(|f| f == 1.0) => {
             m.insert("dollop.rope.proportional", part.unwrap_or(1.0) as f32);
+        }
+        "longrope" if let Some(gain) = c.f64("short_mscale")? => {
+            m.insert(key("scaling.type"), kind);
+            m.insert(key("scaling.attn_factor"), gain as f32);
+            m.insert("dollop.rope.factors", factors(c)?);
+            copy(m, "original_max_position_embeddings", key("scaling.original_context_length"))?;
         }
         "linear" | "yarn" => {
             m.insert(key("scaling.type"), kind);

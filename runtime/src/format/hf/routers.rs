@@ -10,24 +10,26 @@ use crate::format::value::Metadata;
 pub struct Sparse {
     /// Sigmoid scores, instead of softmax.
     pub sigmoid: bool,
-    /// Whether experts are chosen with a bias. With sigmoid scores they always are.
-    pub biased: bool,
+    /// Whether experts are chosen with a bias; `None` if they are with sigmoid scores.
+    pub biased: Option<bool>,
     /// Whether the chosen gates are divided by their sum; this overrides `norm_topk_prob`.
     pub renormalize: Option<bool>,
 }
 
 impl Sparse {
     /// Sigmoid scores with a bias.
-    pub const SIGMOID: Sparse = Sparse { sigmoid: true, biased: true, renormalize: None };
+    pub const SIGMOID: Sparse = Sparse { sigmoid: true, biased: None, renormalize: None };
 }
 
 /// Keys that this module reads.
-pub(super) const READ: [&str; 39] = [
+pub(super) const READ: [&str; 43] = [
     "aux_loss_alpha",
     "ep_size",
     "first_k_dense_replace",
     // Not needed: the tensors show which layers are dense.
     "mlp_layer_types",
+    "moe_apply_router_weight_on_input",
+    "moe_enable_early_router",
     "moe_k",
     // Not needed: the tensors show which layers are dense.
     "moe_layer_end_index",
@@ -37,10 +39,12 @@ pub(super) const READ: [&str; 39] = [
     "moe_norm_min",
     "moe_num_experts",
     "moe_num_shared_experts",
+    "moe_primary_router_apply_softmax",
     "moe_renormalize",
     "moe_router_activation_func",
     // Not needed: the tensors show whether there is a bias.
     "moe_router_enable_expert_bias",
+    "moe_router_logit_softcapping",
     "moe_shared_expert_intermediate_size",
     "moe_topk",
     "moe_layer_freq",
@@ -105,7 +109,10 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
     number("leading_dense_block_count", first(c, &DENSE)?)?;
     let score = SCORES.iter().find(|name| c.get(name).is_some()).map_or(Ok(None), |name| c.str(name))?;
     let sigmoid = match score {
-        None => sparse.sigmoid,
+        None => match c.bool("moe_primary_router_apply_softmax")? {
+            Some(softmax) => !softmax,
+            None => sparse.sigmoid,
+        },
         Some("softmax") => false,
         Some("sigmoid" | "noaux_tc") => true,
         Some(other) => {
@@ -114,6 +121,14 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
         }
     };
     number("expert_gating_func", Some(if sigmoid { 2 } else { 1 }))?;
+    if c.bool("moe_enable_early_router")? == Some(false) {
+        return Err(Error::unsupported("config.json: moe_enable_early_router must be true"));
+    }
+    let capped = c.f64("moe_router_logit_softcapping")?.is_some_and(|cap| cap != 0.0);
+    if capped || c.bool("moe_apply_router_weight_on_input")? == Some(true) {
+        let what = "moe_router_logit_softcapping and moe_apply_router_weight_on_input are not supported";
+        return Err(Error::unsupported(format!("config.json: {what}")));
+    }
     let grouped = match c.str("topk_method")? {
         Some("greedy") => false,
         None | Some("group_limited_greedy" | "noaux_tc") => true,
@@ -132,6 +147,6 @@ pub(super) fn keys(c: &Config, sparse: &Sparse, m: &mut Metadata, arch: &str) ->
     let named = c.bool("norm_topk_prob")?.or(c.bool("moe_renormalize")?);
     let renormalize = sparse.renormalize.or(named).unwrap_or(sigmoid);
     m.insert(format!("{arch}.expert_weights_norm"), renormalize);
-    m.insert("dollop.router.choice_bias", sigmoid || sparse.biased);
+    m.insert("dollop.router.choice_bias", sparse.biased.unwrap_or(sigmoid));
     Ok(())
 }

@@ -105,6 +105,8 @@ impl Backend for CpuBackend {
                 Score::Sigmoid { .. } => {
                     weights.iter_mut().zip(logits).for_each(|(w, &x)| *w = Choosing::sigmoid(x));
                 }
+                // These depend on the choice.
+                Score::Mixer { .. } => {}
             }
             order.clear();
             order.extend(0..router.experts as u32);
@@ -117,6 +119,11 @@ impl Backend for CpuBackend {
             }
             order.truncate(router.top_k);
             order.sort_unstable_by(best_first);
+            if let Score::Mixer { tolerance } = router.score {
+                for (rank, &expert) in order.iter().enumerate() {
+                    weights[expert as usize] = Choosing::mixed(logits, tolerance, &order[..rank], expert);
+                }
+            }
             let scale = choosing.factor(order.iter().map(|&e| weights[e as usize]).sum());
             out.extend(order.iter().map(|&expert| Choice { expert, gate: weights[expert as usize] * scale }));
         }
@@ -162,7 +169,10 @@ impl Backend for CpuBackend {
         let norm_len = norm.as_ref().map_or(0, |(norm, _)| norm.weight.len());
         let x = match norm {
             Some((norm, h)) => {
-                self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+                match norm.bias {
+                    None => self.rms_norm(x, norm.weight, norm.eps, tokens, h),
+                    Some(bias) => self.layer_norm(x, (norm.weight, bias), norm.eps, tokens, h),
+                }
                 h
             }
             None => x,
@@ -213,14 +223,16 @@ impl Backend for CpuBackend {
             std::mem::swap(q, out);
             head = matrix.rows() / heads;
         }
-        if let Some(Gated { by, heads: whole }) = gate {
+        if let Some(Gated { by, heads: whole, softplus }) = gate {
             let width = heads * head;
+            let factor = if softplus { math::softplus } else { math::sigmoid };
             self.pool.operation("gate");
             self.each_row(&mut out[..tokens * width], width, &|t, out| match whole {
-                false => math::times_sigmoid(out, &by[t * width..][..width]),
+                false if !softplus => math::times_sigmoid(out, &by[t * width..][..width]),
+                false => out.iter_mut().zip(&by[t * width..]).for_each(|(out, gate)| *out *= factor(*gate)),
                 true => {
                     for (out, gate) in out.chunks_exact_mut(head).zip(&by[t * heads..]) {
-                        let factor = math::sigmoid(*gate);
+                        let factor = factor(*gate);
                         out.iter_mut().for_each(|out| *out *= factor);
                     }
                 }
@@ -306,6 +318,22 @@ impl CpuBackend {
         self.pool.operation("norm");
         self.each_row(&mut out[..rows * n], n, &|row, out| {
             math::rms_norm(&x[row * n..][..n], weight, eps, out)
+        });
+    }
+
+    /// `out = (x − mean) / sqrt(mean((x − mean)²) + eps) · weight + bias` over each of `rows` rows.
+    fn layer_norm(
+        &self,
+        x: &Aligned<f32>,
+        (weight, bias): (&[f32], &[f32]),
+        eps: f32,
+        rows: usize,
+        out: &mut Aligned<f32>,
+    ) {
+        let n = weight.len();
+        self.pool.operation("norm");
+        self.each_row(&mut out[..rows * n], n, &|row, out| {
+            math::layer_norm(&x[row * n..][..n], weight, bias, eps, out)
         });
     }
 

@@ -63,6 +63,19 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
+/// Layer norm of one row. Sums are computed in f64, as those of [`rms_norm`].
+#[inline(always)]
+pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = (x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64) as f32;
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x - mean;
+    }
+    let scale = rms_scale(out, eps);
+    for ((out, w), b) in out.iter_mut().zip(weight).zip(bias) {
+        *out = *out * scale * w + b;
+    }
+}
+
 /// [`rms_norm`] in place.
 #[inline(always)]
 pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {

@@ -14,7 +14,7 @@ use crate::kernels::{
     Projected, Recur, Routed, RoutedBufs, Sequence, SumCall, Uses,
 };
 use crate::quant::Matrix;
-use dollop_shaders::{ADD, COPY};
+use dollop_shaders::{ADD, COPY, GATE, SOFTPLUS};
 
 impl Backend for GpuBackend {
     type Buf = GpuBuf;
@@ -153,7 +153,7 @@ impl Backend for GpuBackend {
             }
             (add, []) => {
                 let (norm, h) = norm.expect("without products the norm is the result");
-                self.rms_norm(x, norm.weight, norm.eps, tokens, h);
+                self.norm(x, norm, tokens, h);
                 if let Some(Added { to, scale }) = add {
                     let len = tokens * norm.weight.len();
                     self.lock().elementwise(&self.gpu, (ADD, scale), &h.memory, 0, len, &to.memory);
@@ -162,6 +162,11 @@ impl Backend for GpuBackend {
             (add, outs) => {
                 assert!(add.is_none(), "one product of what is no norm is added");
                 match norm {
+                    // Products norm their inputs only without a mean.
+                    Some((norm, h)) if norm.bias.is_some() => {
+                        self.norm(x, norm, tokens, h);
+                        GpuBackend::linear(self, h, tokens, outs);
+                    }
                     Some((norm, h)) => self.norm_linear(x, norm, tokens, h, outs),
                     None => GpuBackend::linear(self, x, tokens, outs),
                 }
@@ -192,10 +197,11 @@ impl Backend for GpuBackend {
             self.heads(HeadsCall { matrix, heads, x: out, tokens, kept: 0, out: q });
             std::mem::swap(q, out);
         }
-        if let Some(Gated { by, heads: whole }) = gate {
+        if let Some(Gated { by, heads: whole, softplus }) = gate {
             let head = absorbed.map_or(kv.v_dim, |of| of.values.rows() / heads);
             let shared = if whole { head } else { 1 };
-            self.lock().gate_heads(&self.gpu, &by.memory, shared, tokens * heads * head, &out.memory);
+            let op = if softplus { SOFTPLUS } else { GATE };
+            self.lock().gate_heads(&self.gpu, (op, &by.memory), shared, tokens * heads * head, &out.memory);
         }
     }
 
@@ -236,7 +242,12 @@ impl GpuBackend {
 
     /// `out = x / sqrt(mean(x²) + eps) · weight` over each of `rows` rows of `weight.len()` values.
     pub fn rms_norm(&self, x: &GpuBuf, weight: &[f32], eps: f32, rows: usize, out: &mut GpuBuf) {
-        self.note(self.lock().rms_norm(&self.gpu, &x.memory, weight, eps, rows, &out.memory));
+        self.norm(x, Norm::rms(weight, eps), rows, out);
+    }
+
+    /// An RMS norm or layer norm of each of `rows` rows.
+    pub fn norm(&self, x: &GpuBuf, norm: Norm<'_>, rows: usize, out: &mut GpuBuf) {
+        self.note(self.lock().rms_norm(&self.gpu, &x.memory, norm, rows, &out.memory));
     }
 
     /// Several products of the same `x` (`[tokens, cols]`).

@@ -11,7 +11,7 @@ use crate::kernels::{
     Activation, Choice, Choosing, ConvCall, History, Linear, Norm, Recurrent, Router, Score, Times,
 };
 use crate::quant::{Matrix, TILE_ROWS};
-use dollop_shaders::{GATE, GEGLU, Kernel, MANY, REGLU, SWIGLU, Variant};
+use dollop_shaders::{GEGLU, Kernel, MANY, REGLU, SWIGLU, Variant};
 use std::sync::Arc;
 
 /// Enough workgroups to keep any adapter busy.
@@ -34,9 +34,16 @@ impl State {
         self.elementwise_rows(gpu, (op, scale), from, (at, len, 0, 1), len, to);
     }
 
-    /// `x[i] *= sigmoid(gate[i / shared])` for the first `len` values of `x`.
-    pub(super) fn gate_heads(&mut self, gpu: &Device, gate: &Memory, shared: usize, len: usize, x: &Memory) {
-        self.elementwise_rows(gpu, (GATE, 1.0), gate, (0, len, 0, shared), len, x);
+    /// `x[i] *= sigmoid(gate[i / shared])`, or softplus, for the first `len` values of `x`.
+    pub(super) fn gate_heads(
+        &mut self,
+        gpu: &Device,
+        (op, gate): (u32, &Memory),
+        shared: usize,
+        len: usize,
+        x: &Memory,
+    ) {
+        self.elementwise_rows(gpu, (op, 1.0), gate, (0, len, 0, shared), len, x);
     }
 
     /// Multiplies the values that a product gates.
@@ -98,13 +105,15 @@ impl State {
         &mut self,
         gpu: &Device,
         x: &Memory,
-        weight: &[f32],
-        eps: f32,
+        norm: Norm<'_>,
         rows: usize,
         out: &Memory,
     ) -> Result<()> {
-        let norm = self.weights.vector(gpu, weight, || weight.to_vec())?;
-        let params = RmsNormParams { cols: weight.len() as u32, rows: rows as u32, eps };
+        let Norm { weight, bias, eps } = norm;
+        let both = || [weight, bias.unwrap_or_default()].concat();
+        let norm = self.weights.vector(gpu, weight, both)?;
+        let (cols, rows, centred) = (weight.len() as u32, rows, bias.is_some().into());
+        let params = RmsNormParams { cols, rows: rows as u32, eps, centred };
         let across = rows.min(gpu.max_groups);
         let grid = [across, rows.div_ceil(across.max(1))];
         self.recorder.run(gpu, Variant::default(), &params, &[x, &norm, out], grid);
@@ -231,9 +240,10 @@ impl State {
     ) -> Result<()> {
         can_choose(choosing.router)?;
         let Router { experts, top_k, renormalize, scale, score, groups } = *choosing.router;
-        let (sigmoid, eps) = match score {
-            Score::Softmax => (false, 0.0),
-            Score::Sigmoid { eps } => (true, eps),
+        let (kind, eps) = match score {
+            Score::Softmax => (0, 0.0),
+            Score::Sigmoid { eps } => (1, eps),
+            Score::Mixer { tolerance } => (2, tolerance),
         };
         let bias = match choosing.bias {
             Some(bias) => Some(self.weights.vector(gpu, bias, || bias.to_vec())?),
@@ -249,7 +259,7 @@ impl State {
             table: table.unwrap_or(0),
             at: history.map_or(0, |h| h.at) as u32,
             first: (tokens - history.map_or(0, |h| h.tokens)) as u32,
-            sigmoid: sigmoid.into(),
+            kind,
             eps,
             biased: bias.is_some().into(),
             groups: groups.map_or(1, |g| g.count) as u32,

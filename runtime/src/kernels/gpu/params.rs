@@ -109,7 +109,7 @@ params!(
 
 params!(
     /// `rms_norm.wgsl`.
-    RmsNorm, RmsNormParams { cols: u32, rows: u32, eps: f32 }
+    RmsNorm, RmsNormParams { cols: u32, rows: u32, eps: f32, centred: u32 }
 );
 
 params!(
@@ -169,7 +169,7 @@ params!(
     /// `route.wgsl`.
     Route, RouteParams {
         experts: u32, top_k: u32, renormalize: u32, scale: f32, scaled: u32, jobs: u32, table: u32, at: u32, first: u32,
-        sigmoid: u32, eps: f32, biased: u32, groups: u32, kept: u32,
+        kind: u32, eps: f32, biased: u32, groups: u32, kept: u32,
     }
 );
 

@@ -21,6 +21,7 @@ mod groups;
 mod latent;
 mod limits;
 mod mixed;
+mod mixer;
 mod operations;
 mod sides;
 mod staging;

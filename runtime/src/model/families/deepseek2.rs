@@ -19,7 +19,7 @@ pub(super) const FAMILY: Family = Family {
         // `transformers` ignores `norm_topk_prob` for this type, and published models set it to false.
         Dialect {
             model_type: "deepseek_v2",
-            sparse: Some(Sparse { sigmoid: false, biased: false, renormalize: Some(false) }),
+            sparse: Some(Sparse { sigmoid: false, biased: None, renormalize: Some(false) }),
             ..V3
         },
         V3,

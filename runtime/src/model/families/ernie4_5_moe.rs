@@ -9,7 +9,7 @@ pub(super) const FAMILY: Family = Family {
         model_type: "ernie4_5_moe",
         architecture: "ernie4_5-moe",
         rope_base: 5e5,
-        sparse: Some(Sparse { sigmoid: false, biased: true, renormalize: Some(true) }),
+        sparse: Some(Sparse { sigmoid: false, biased: Some(true), renormalize: Some(true) }),
         left_out: &["mtp_"],
         interleaved: true,
         ..Dialect::USUAL

@@ -8,7 +8,7 @@ pub(super) const FAMILY: Family = Family {
     dialects: &[Dialect {
         model_type: "hunyuan_v1_moe",
         architecture: "hunyuan-moe",
-        sparse: Some(Sparse { sigmoid: false, biased: false, renormalize: Some(true) }),
+        sparse: Some(Sparse { sigmoid: false, biased: None, renormalize: Some(true) }),
         ..Dialect::USUAL
     }],
     renormalize: true,

@@ -16,8 +16,10 @@ mod glm4moe;
 mod gpt_oss;
 mod granite_hybrid;
 mod granitemoe;
+mod grovemoe;
 mod hunyuan_moe;
 mod kimi_linear;
+mod laguna;
 mod lfm2;
 mod lfm2moe;
 mod llama;
@@ -26,6 +28,7 @@ mod minimax_m2;
 mod nemotron_h;
 mod nemotron_h_moe;
 mod olmoe;
+mod phimoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
@@ -33,6 +36,7 @@ mod qwen35;
 mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
+mod smallthinker;
 
 use crate::error::{Error, Result};
 use crate::format::Metadata;
@@ -64,6 +68,8 @@ pub struct Family {
     pub router_keys: bool,
     /// Whether experts may be chosen with a bias although their scores are a softmax.
     pub biased: bool,
+    /// Whether routers read a layer's input, before its mixer and without a norm.
+    pub early_router: bool,
     /// Whether layers without key/value heads are short convolutions.
     pub conv: bool,
     /// Whether the chosen gates are divided by their sum, unless the file says otherwise.
@@ -72,6 +78,8 @@ pub struct Family {
     pub windows: Windows,
     /// The key with the experts' width.
     pub expert_width: &'static str,
+    /// If groups of experts share narrow ones in the source: the factor on these. They are joined when it is read.
+    pub narrow_experts: Option<f32>,
     /// Whether GGUF files interleave those rows of queries and keys that rotate together.
     pub interleaved: bool,
     /// Unusual tensor names in GGUF files, each with the canonical name.
@@ -88,6 +96,8 @@ pub struct Family {
     pub one_block: bool,
     /// Whether mixer and feed-forward read the normed stream.
     pub pre_norms: bool,
+    /// Whether norms of the stream are layer norms, with biases.
+    pub layer_norms: bool,
     /// Whether the outputs of mixer and feed-forward are normed before they are added.
     pub sandwich: bool,
     /// Whether embeddings are multiplied by √d.
@@ -113,8 +123,12 @@ pub struct Family {
     /// Whether the file has a tensor with factors for the RoPE of full-attention layers, unless keys define
     /// the frequencies.
     pub rope_factors: bool,
+    /// Whether GGUF files with a factor on cosines and sines have LongRoPE's factors of frequencies.
+    pub long_rope: bool,
     /// Whether only window layers rotate queries and keys.
     pub rope_in_windows: bool,
+    /// Whether all layers rotate them if none has a window.
+    pub rope_without_windows: bool,
     /// The RoPE base of window layers, if they have their own; a file may override it.
     pub window_rope_base: Option<f32>,
     /// Whether the ends of YaRN's ramp are rounded to whole dimensions, unless the file says otherwise.
@@ -125,8 +139,11 @@ pub struct Family {
     pub delta: Option<Deltas>,
     /// Whether queries and keys are rotated at all.
     pub rotates: bool,
-    /// Whether the attention output is gated; in latent attention, by one number per head.
+    /// Whether the attention output is gated; in latent attention, by one number per head. Otherwise the gate's matrix
+    /// shows whether by one number per head or per value.
     pub gated: bool,
+    /// Whether these gates are softplus of their projections, instead of sigmoids.
+    pub softplus: bool,
     /// Whether it is gated, and GGUF files store the gate's rows within the query projection.
     pub gate_in_q: bool,
 }
@@ -165,6 +182,8 @@ pub enum Windows {
     Even,
     /// All but every n-th.
     AllBut(usize),
+    /// All but the first of every n.
+    AllButFirst(usize),
 }
 
 impl Family {
@@ -175,10 +194,12 @@ impl Family {
         score: Score::Softmax,
         router_keys: false,
         biased: false,
+        early_router: false,
         conv: false,
         renormalize: false,
         windows: Windows::Listed,
         expert_width: "expert_feed_forward_length",
+        narrow_experts: None,
         interleaved: false,
         renamed: &[],
         sinks: false,
@@ -187,6 +208,7 @@ impl Family {
         gated_blocks: true,
         one_block: false,
         pre_norms: true,
+        layer_norms: false,
         sandwich: false,
         embed_root: false,
         multipliers: false,
@@ -198,13 +220,16 @@ impl Family {
         layer_scales: false,
         per_layer: false,
         rope_factors: false,
+        long_rope: false,
         rope_in_windows: false,
+        rope_without_windows: false,
         window_rope_base: None,
         yarn_truncate: true,
         latent: false,
         delta: None,
         rotates: true,
         gated: false,
+        softplus: false,
         gate_in_q: false,
     };
 
@@ -230,7 +255,7 @@ impl Family {
 }
 
 /// Every supported family.
-pub static FAMILIES: [Family; 30] = [
+pub static FAMILIES: [Family; 34] = [
     afmoe::FAMILY,
     bailingmoe2::FAMILY,
     bailingmoe3::FAMILY,
@@ -244,8 +269,10 @@ pub static FAMILIES: [Family; 30] = [
     glm4moe::FAMILY,
     granitemoe::FAMILY,
     granite_hybrid::FAMILY,
+    grovemoe::FAMILY,
     hunyuan_moe::FAMILY,
     kimi_linear::FAMILY,
+    laguna::FAMILY,
     lfm2moe::FAMILY,
     lfm2::FAMILY,
     mellum::FAMILY,
@@ -253,6 +280,7 @@ pub static FAMILIES: [Family; 30] = [
     nemotron_h_moe::FAMILY,
     nemotron_h::FAMILY,
     olmoe::FAMILY,
+    phimoe::FAMILY,
     qwen35moe::FAMILY,
     qwen3next::FAMILY,
     qwen35::FAMILY,
@@ -261,6 +289,7 @@ pub static FAMILIES: [Family; 30] = [
     llama::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    smallthinker::FAMILY,
 ];
 
 /// Finds how to read a `config.json` by its `model_type`, and by its `architectures` if models share the type.

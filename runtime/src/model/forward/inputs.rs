@@ -21,7 +21,7 @@ impl Model {
         let out = Linear { matrix: proj, bias: None, out: &mut s.projected };
         b.linear(LinearCall { x, tokens: n, norm: None, outs: &mut [out], times: None, add: None });
         // `norm(v / √d)` with epsilon e equals `norm(v)` with epsilon e · d, so we skip the division.
-        let norm = Norm { weight: norm, eps: c.norm_eps * c.d as f32 };
+        let norm = Norm::rms(norm, c.norm_eps * c.d as f32);
         let add = Some(Added { to: &mut s.all, scale: std::f32::consts::FRAC_1_SQRT_2 });
         b.linear(LinearCall {
             x: &s.projected,

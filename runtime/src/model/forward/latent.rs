@@ -42,7 +42,7 @@ impl Model {
             Some(gate) => linear(&mut [first, kv, gate]),
         }
         if let Some((weight, q)) = second {
-            let norm = Some((Norm { weight, eps: EPS }, &mut s.y));
+            let norm = Some((Norm::rms(weight, EPS), &mut s.y));
             b.linear(LinearCall { x: &s.v, tokens: n, norm, outs: &mut [q], times: None, add: None });
         }
         let how = Placing {
@@ -74,7 +74,7 @@ impl Model {
             shared: false,
             shape: &shape,
             absorbed: Some(Absorbed { queries: &w.k_b, values: &w.v_b }),
-            gate: w.gate.as_ref().map(|_| Gated { by: &s.gate, heads: true }),
+            gate: w.gate.as_ref().map(|_| Gated { by: &s.gate, heads: true, softplus: false }),
             out: &mut s.attn,
         });
         let o = Linear { matrix: &w.o, bias: w.o_bias.as_deref(), out: &mut s.y };

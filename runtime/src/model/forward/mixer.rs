@@ -10,16 +10,16 @@ use crate::model::spec::{AttentionSpec, MixerSpec};
 use crate::model::weights::{self, Conv, Layer, Mixer};
 
 impl Model {
-    /// `h = norm(x)`, or `x` itself without weights.
+    /// `h = norm(x)`, or `x` itself without a norm.
     pub(super) fn normed<B: Backend>(
         &self,
         b: &B,
         (x, h): (&B::Buf, &mut B::Buf),
-        weight: Option<&[f32]>,
+        norm: Option<Norm<'_>>,
         n: usize,
     ) {
-        let Some(weight) = weight else { return b.copy(x, 0, n * self.spec.d, h) };
-        let norm = Some((Norm { weight, eps: self.spec.stream_eps }, h));
+        let Some(norm) = norm else { return b.copy(x, 0, n * self.spec.d, h) };
+        let norm = Some((norm, h));
         b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], times: None, add: None });
     }
 
@@ -33,7 +33,7 @@ impl Model {
         i: usize,
         n: usize,
     ) {
-        let norm = layer.norm.as_deref().map(|weight| Norm { weight, eps: self.spec.stream_eps });
+        let norm = layer.mixer_norm(self.spec.stream_eps);
         // The output is added to the stream directly, or normed first.
         let post = layer.mixer_post_norm.as_deref();
         let add = post.is_none();
@@ -110,7 +110,11 @@ impl Model {
             sinks: w.sinks.as_deref(),
         };
         let out = &mut s.attn;
-        let gate = w.gate.as_ref().map(|_| Gated { by: &s.gate, heads: false });
+        let gate = w.gate.as_ref().map(|gate| Gated {
+            by: &s.gate,
+            heads: gate.rows() == a.heads,
+            softplus: a.softplus,
+        });
         let shared = a.kv_of.is_some();
         b.attend(AttendCall {
             x: projected,

@@ -15,6 +15,7 @@ use crate::kernels::{
 use crate::model::routing::{self, Routing};
 use crate::model::weights::{Beside, ExpertBiases, Ffn, Layer, Moe};
 use crate::quant::Matrix;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most experts per call of the backend. The list is on the stack, because decoding must not allocate.
@@ -44,8 +45,7 @@ impl Model {
             .zip(scratch.as_mut())
             .expect("a routed layer implies a router");
         let eps = c.stream_eps;
-        let norm =
-            moe.router_norm.as_deref().or(norms.ffn_norm.as_deref()).map(|weight| Norm { weight, eps });
+        let norm = moe.router_norm.as_deref().map(|weight| Norm::rms(weight, eps)).or(norms.feed_norm(eps));
         let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
         if norm.is_none() {
             self.normed(b, (x, h), None, n);
@@ -54,12 +54,16 @@ impl Model {
         let project = |outs: &mut [Linear<'_, B::Buf>]| {
             b.linear(LinearCall { x, tokens: n, norm, outs, times: None, add: None });
         };
-        match &moe.shared_gate {
-            Some(matrix) => project(&mut [logits, Linear { matrix, bias: None, out: &mut m.shared_gate }]),
-            None => project(&mut [logits]),
+        let shared_gate =
+            moe.shared_gate.as_ref().map(|matrix| Linear { matrix, bias: None, out: &mut m.shared_gate });
+        match (shared_gate, c.layers[layer].ffn.early) {
+            (Some(shared_gate), false) => project(&mut [logits, shared_gate]),
+            (None, false) => project(&mut [logits]),
+            (Some(shared_gate), true) => project(&mut [shared_gate]),
+            (None, true) => project(&mut []),
         }
         if let Some(Beside { experts_norm, .. }) = &moe.beside {
-            let norm = Some((Norm { weight: experts_norm, eps }, &mut *h));
+            let norm = Some((Norm::rms(experts_norm, eps), &mut *h));
             b.linear(LinearCall { x, tokens: n, norm, outs: &mut [], times: None, add: None });
         }
         let adds = norms.ffn_post_norm.is_none();
@@ -103,6 +107,45 @@ impl Model {
         Ok(())
     }
 
+    /// The router's logits for some rows of the stream, if the router reads the layer's input. Those are the rows for
+    /// which the rest of the layer is computed. Their experts are read while the mixer runs.
+    pub(super) fn route_early<B: Backend>(
+        &self,
+        b: &B,
+        s: &mut Scratch<B>,
+        (layer, i): (&Layer, usize),
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let early = self.spec.layers[i].ffn.early && !rows.is_empty();
+        let (Scratch { x, y, moe: Some(m), .. }, Ffn::Moe(moe), true) = (s, &layer.ffn, early) else {
+            return Ok(());
+        };
+        let (d, tokens) = (self.spec.d, rows.len());
+        let x = match rows.start {
+            0 => &*x,
+            first => {
+                b.copy(x, first * d, tokens * d, y);
+                &*y
+            }
+        };
+        let logits = Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: &mut m.router };
+        b.linear(LinearCall { x, tokens, norm: None, outs: &mut [logits], times: None, add: None });
+        let Routing { skip_cold, cache_prior, .. } = self.routing;
+        // These options choose among the experts that are resident later.
+        let (Some(router), false) = (&self.spec.layers[i].ffn.router, skip_cold > 0.0 || cache_prior > 0.0)
+        else {
+            return Ok(());
+        };
+        let MoeScratch { router: logits, choices, by_expert, wanted, .. } = m;
+        self.experts.announce(i, &mut |out| {
+            b.route(logits, tokens, choosing(router, moe), choices)?;
+            scale(choices, moe);
+            group_by_expert(choices, by_expert, wanted);
+            out.extend_from_slice(wanted);
+            Ok(())
+        })
+    }
+
     /// Computes the parallel dense block, and adds it and the experts' sum (in `y`) to the stream.
     fn beside<B: Backend>(
         &self,
@@ -113,7 +156,7 @@ impl Model {
         n: usize,
     ) {
         let eps = self.spec.norm_eps;
-        let norm = Norm { weight: &beside.experts_post_norm, eps };
+        let norm = Norm::rms(&beside.experts_post_norm, eps);
         b.linear(LinearCall {
             x: y,
             tokens: n,
@@ -122,7 +165,7 @@ impl Model {
             times: None,
             add: None,
         });
-        self.normed(b, (x, &mut *h), norms.ffn_norm.as_deref(), n);
+        self.normed(b, (x, &mut *h), norms.feed_norm(self.spec.stream_eps), n);
         let activation = self.spec.layers[layer].ffn.activation;
         b.feed(FeedCall { h, tokens: n, block: &beside.block, activation, gate: None, y, x: None });
         self.add_normed(b, (y, h, both), &beside.post_norm, 1.0, n);
@@ -268,8 +311,11 @@ impl Model {
         out: &mut Vec<Wanted>,
     ) -> Result<()> {
         let Ffn::Moe(moe) = &next.ffn else { return Ok(()) };
-        let weight = moe.router_norm.as_deref().or(next.ffn_norm.as_deref());
-        let norm = weight.map(|weight| (Norm { weight, eps: self.spec.stream_eps }, h));
+        let eps = self.spec.stream_eps;
+        // Layers with a router share its parameters, among them whether it reads the stream without a norm.
+        let early = self.spec.layers.iter().any(|l| l.ffn.early);
+        let own = moe.router_norm.as_deref().map(|weight| Norm::rms(weight, eps));
+        let norm = own.or(next.feed_norm(eps)).filter(|_| !early).map(|norm| (norm, h));
         let outs = &mut [Linear { matrix: &moe.router, bias: moe.router_bias.as_deref(), out: logits }];
         b.linear(LinearCall { x, tokens: 1, norm, outs, times: None, add: None });
         b.route(logits, 1, choosing(router, moe), choices)?;

@@ -14,13 +14,29 @@ pub(super) fn layers(keys: &Keys) -> Result<usize> {
     })
 }
 
+/// Query heads of each layer: one number for all, or a list.
+pub(super) fn heads(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
+    const NAME: &str = "attention.head_count";
+    let wrong = |what| Error::malformed(keys.key(NAME), what);
+    let listed = each(keys, NAME, layers)?.into_iter().map(|heads| match heads {
+        None => Err(wrong("the key is missing")),
+        Some(0) => Err(wrong("must not be zero")),
+        Some(heads) => Ok(heads),
+    });
+    listed.collect()
+}
+
 /// Key/value heads of each layer: one number for all, or a list. `None` means as many as query heads; 0 means
 /// no attention.
 pub(super) fn kv_heads(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
-    const NAME: &str = "attention.head_count_kv";
-    let key = keys.key(NAME);
+    each(keys, "attention.head_count_kv", layers)
+}
+
+/// A number of heads for each layer: one for all, or a list.
+fn each(keys: &Keys, name: &str, layers: usize) -> Result<Vec<Option<usize>>> {
+    let key = keys.key(name);
     if !matches!(keys.meta.get(&key), Some(Value::Array(_))) {
-        return Ok(vec![keys.optional(NAME, MAX_HEADS)?; layers]);
+        return Ok(vec![keys.optional(name, MAX_HEADS)?; layers]);
     }
     let listed = keys.meta.u64s(&key)?.unwrap_or_default();
     let blocks = keys.required("block_count", MAX_LAYERS)?;

@@ -11,18 +11,34 @@ use crate::model::rope::{RopeConfig, Scaling};
 /// No rotation: all frequencies are zero.
 const STILL: Scaling = Scaling::Proportional { part: 0.0 };
 
+/// Our key for LongRoPE's factors.
+const FACTORS: &str = "dollop.rope.factors";
+
+/// A factor on cosines and sines.
+const GAIN: &str = "rope.scaling.attn_factor";
+
 /// The rotary embedding of full-attention layers, and that of window layers if the family has a second one.
 pub(super) fn ropes(
     keys: &Keys,
     family: &Family,
     [full, local]: [usize; 2],
-    context: usize,
+    (context, windows): (usize, &[Option<usize>]),
 ) -> Result<Vec<RopeConfig>> {
     let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let dims = rope_dims(keys, "rope.dimension_count", full)?;
     let scaling = if family.rotates { scaling(keys, family, context)? } else { STILL };
+    if let Scaling::Listed { factors, .. } = &scaling
+        && !factors.is_empty()
+        && factors.len() != dims / 2
+    {
+        return Err(Error::malformed(
+            FACTORS,
+            format!("{} factors for {} frequencies", factors.len(), dims / 2),
+        ));
+    }
     let full = RopeConfig { dims, base, scaling };
-    if family.rope_in_windows {
+    let everywhere = family.rope_without_windows && windows.iter().all(Option::is_none);
+    if family.rope_in_windows && !everywhere {
         return Ok(vec![RopeConfig { dims, base, scaling: STILL }, full]);
     }
     let Some(base) = family.window_rope_base else { return Ok(vec![full]) };
@@ -30,6 +46,22 @@ pub(super) fn ropes(
     let base = keys.positive("rope.freq_base_swa")?.unwrap_or(base);
     let dims = rope_dims(keys, "rope.dimension_count_swa", local)?;
     Ok(vec![full, RopeConfig { dims, base, scaling: Scaling::None }])
+}
+
+/// The longest context that the frequencies allow: with factors of LongRoPE, that before the extension.
+pub(super) fn offered(keys: &Keys, ropes: &[RopeConfig], context: usize) -> Result<usize> {
+    let listed = ropes.iter().any(|rope| matches!(rope.scaling, Scaling::Listed { .. }));
+    let trained = if listed { keys.positive("rope.scaling.original_context_length")? } else { None };
+    Ok(trained.map_or(context, |n| (n as usize).clamp(1, context)))
+}
+
+/// LongRoPE's factors of frequencies, and the factor on cosines and sines.
+fn listed(keys: &Keys) -> Result<Scaling> {
+    let factors = keys.meta.f32s(FACTORS)?.map(<[f32]>::to_vec).unwrap_or_default();
+    if factors.iter().any(|f| !f.is_finite() || *f <= 0.0) {
+        return Err(Error::malformed(FACTORS, "a factor is not a number above zero"));
+    }
+    Ok(Scaling::Listed { factors, gain: keys.positive(GAIN)?.unwrap_or(1.0) })
 }
 
 /// Rotated dimensions of a head.
@@ -57,6 +89,7 @@ pub(super) fn windows(keys: &Keys, family: &Family, layers: usize) -> Result<Vec
         (Some(listed), _) => listed,
         (None, Windows::All) => vec![true; layers],
         (None, Windows::Even) => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
+        (None, Windows::AllButFirst(nth)) => (0..layers).map(|layer| !layer.is_multiple_of(nth)).collect(),
         (None, Windows::AllBut(nth)) => (1..=layers).map(|layer| !layer.is_multiple_of(nth)).collect(),
         // Guessing the layers would give wrong results without an error.
         (None, Windows::Listed) if window.is_some() => {
@@ -136,6 +169,9 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
     };
     let sharp = if family.latent { logarithm(keys)? } else { None };
     match kind {
+        "longrope" => listed(keys),
+        // The key for the kind is missing in these files.
+        "none" if family.long_rope && keys.positive(GAIN)?.is_some() => listed(keys),
         "none" | "default" | "" => Ok(Scaling::None),
         "linear" => Ok(Scaling::Linear { factor: need(factor)? }),
         "yarn" => Ok(Scaling::Yarn {
@@ -152,7 +188,7 @@ fn scaling(keys: &Keys, family: &Family, context: usize) -> Result<Scaling> {
             mscale_all_dim: keys.meta.f32("dollop.rope.yarn.mscale_all_dim")?.or(sharp),
             truncate: keys.meta.bool("dollop.rope.yarn.truncate")?.unwrap_or(family.yarn_truncate),
             gain: keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0)
-                * keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                * keys.positive(GAIN)?.unwrap_or(1.0),
             extrapolation: extrapolation(keys)?,
         }),
         other => Err(Error::unsupported(format!(

@@ -44,7 +44,7 @@ fn score(keys: &Keys, family: &Family) -> Result<(Score, bool)> {
         Some(2) => family.sigmoid(),
         // Older files have no key for the score function.
         None | Some(0) if family.router_keys && bias == Some(true) => family.sigmoid(),
-        None | Some(0) => family.score,
+        None | Some(0) => tolerant(keys, family.score)?,
         Some(other) => {
             let what = format!("{other}: 1 (softmax) and 2 (sigmoid) are supported");
             return Err(Error::unsupported(format!("`{}` is {what}", keys.key("expert_gating_func"))));
@@ -53,8 +53,21 @@ fn score(keys: &Keys, family: &Family) -> Result<(Score, bool)> {
     let biased = match score {
         Score::Softmax => family.biased && bias == Some(true),
         Score::Sigmoid { .. } => bias.unwrap_or(true),
+        Score::Mixer { .. } => false,
     };
     Ok((score, biased))
+}
+
+/// GGUF has no key for SparseMixer's tolerance, so we use our own.
+fn tolerant(keys: &Keys, score: Score) -> Result<Score> {
+    const KEY: &str = "dollop.router.tolerance";
+    let Score::Mixer { tolerance } = score else { return Ok(score) };
+    match keys.meta.f32(KEY)? {
+        Some(v) if !(0.0..=1e6).contains(&v) => {
+            Err(Error::malformed(KEY, format!("{v} is not between 0 and 1000000")))
+        }
+        said => Ok(Score::Mixer { tolerance: said.unwrap_or(tolerance) }),
+    }
 }
 
 fn renormalize(keys: &Keys, family: &Family) -> Result<bool> {

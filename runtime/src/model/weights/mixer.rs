@@ -79,8 +79,9 @@ part! {
         also v: Option<Matrix> = of.values();
         /// `[kv_heads · head_dim]`.
         also v_bias: Option<Vec<f32>> = of.bias("attn_v", of.spec.kv_width());
-        /// Projection to the gate of the attention output: `[heads · head_dim, d]`.
-        also gate: Option<Matrix> = of.matrix("attn_gate", of.spec.q_width(), of.layer.d).only_if(of.spec.gated);
+        /// Projection to the gate of the attention output: `[heads · head_dim, d]`, or `[heads, d]`.
+        also gate: Option<Matrix> =
+            of.matrix("attn_gate", of.spec.q_width(), of.layer.d).or_rows(of.spec.heads).only_if(of.spec.gated);
         /// `[heads · head_dim]`.
         also gate_bias: Option<Vec<f32>> = match of.spec.gated {
             true => of.bias("attn_gate", of.spec.q_width()),

@@ -294,7 +294,7 @@ fn norms_agree_around_the_stride_of_a_workgroup() {
             for matrix in [&at_level(&finest, Level::B4), &plain(17, cols, 3)] {
                 let (mut h, mut out) = (b.alloc(tokens * cols).unwrap(), b.alloc(tokens * 17).unwrap());
                 let linear = Linear { matrix, bias: None, out: &mut out };
-                let norm = Norm { weight: &weight, eps: EPS as f32 };
+                let norm = Norm::rms(&weight, EPS as f32);
                 b.norm_linear(&input, norm, tokens, &mut h, &mut [linear]);
                 compare("before a product", get(&b, &h));
                 let weights = dense(matrix);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::kernels::Decay;
 use crate::kernels::testing::{Net, in_calls, rows};
+use dollop_shaders::{GATE, SOFTPLUS};
 
 #[test]
 fn delta_nets_are_the_cpus_however_tokens_come() {
@@ -37,14 +38,16 @@ fn delta_nets_are_the_cpus_however_tokens_come() {
 }
 
 #[test]
-fn gates_are_sigmoids_of_values_or_of_heads() {
+fn gates_are_functions_of_values_or_of_heads() {
     let Some(b) = gpu() else { return };
     let (x, gate) = (values(1000, 1), values(1000, 2));
-    for shared in [1, 40] {
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    let softplus = |x: f32| x.exp().ln_1p();
+    let all: [(u32, &dyn Fn(f32) -> f32); 2] = [(GATE, &sigmoid), (SOFTPLUS, &softplus)];
+    for ((op, of), shared) in all.into_iter().flat_map(|of| [(of, 1), (of, 40)]) {
         let (on_gpu, other) = (put(&b, &x), put(&b, &gate));
-        b.lock().gate_heads(&b.gpu, &other.memory, shared, 1000, &on_gpu.memory);
-        let by = |i: usize| gate[i / shared];
-        let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x / (1.0 + (-by(i)).exp())).collect();
+        b.lock().gate_heads(&b.gpu, (op, &other.memory), shared, 1000, &on_gpu.memory);
+        let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * of(gate[i / shared])).collect();
         close("gated", &get(&b, &on_gpu), &want, 1e-5);
     }
 }

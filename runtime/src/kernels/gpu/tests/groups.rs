@@ -29,6 +29,7 @@ fn choices_among_groups_are_their_formula() {
                 let weight = |e: usize| match score {
                     Score::Softmax => f64::from(logits[e]).exp() / exps,
                     Score::Sigmoid { .. } => 1.0 / (1.0 + (-f64::from(logits[e])).exp()),
+                    Score::Mixer { .. } => unreachable!("gate 196 has these"),
                 };
                 let standing = |e: usize| weight(e) + bias.map_or(0.0, |b| f64::from(b[e]));
                 let size = experts / count;

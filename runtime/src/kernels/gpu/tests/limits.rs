@@ -47,7 +47,7 @@ fn cut_matrices_give_the_same_bits(b: &GpuBackend, whole: &GpuBackend) {
                 let (mut h, mut out) =
                     (b.alloc(tokens * 576).unwrap(), b.alloc(tokens * matrix.rows()).unwrap());
                 let linear = Linear { matrix: &matrix, bias: Some(&bias), out: &mut out };
-                let norm = Norm { weight: &weight, eps: 1e-5 };
+                let norm = Norm::rms(&weight, 1e-5);
                 b.norm_linear(&input, norm, tokens, &mut h, &mut [linear]);
                 let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 97 % matrix.rows() as u32).collect();
                 let mut rows = b.alloc(tokens * 576).unwrap();

@@ -71,7 +71,7 @@ fn a_norm_before_several_products_and_a_sum_after_one() {
         // Two matrices of one level in one dispatch, and one of another kind.
         let matrices = [nested(33, cols, 64, level, 1), nested(20, cols, 32, level, 2), plain(7, cols, 3)];
         let weight = values(cols, 4);
-        let norm = Norm { weight: &weight, eps: 1e-5 };
+        let norm = Norm::rms(&weight, 1e-5);
         for tokens in [1, 11] {
             let x = values(tokens * cols, 6);
             let input = put(&b, &x);

@@ -19,7 +19,7 @@ fn sums(b: &GpuBackend) -> Vec<Vec<f32>> {
         for matrix in levels.iter().chain([&plain(33, cols, 4)]) {
             let mut out = b.alloc(tokens * 33).unwrap();
             let linear = Linear { matrix, bias: None, out: &mut out };
-            b.norm_linear(&x, Norm { weight: &weight, eps: 1e-5 }, tokens, &mut normed, &mut [linear]);
+            b.norm_linear(&x, Norm::rms(&weight, 1e-5), tokens, &mut normed, &mut [linear]);
             all.extend([get(b, &out), get(b, &normed)]);
         }
     }
