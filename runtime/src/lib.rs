@@ -43,6 +43,8 @@ mod error;
 mod experts;
 mod format;
 mod grammar;
+/// For the command line: an app learns of a model by [`Engine::info`] and [`Engine::plan`].
+#[doc(hidden)]
 pub mod inspect;
 mod kernels;
 mod model;
@@ -63,11 +65,13 @@ pub use model::routing::Routing;
 pub use quant::Level;
 pub use sched::Precision;
 pub use session::{
-    BackendChoice, CalibrateOptions, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions,
-    LevelFit, MemoryPlan, ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions,
-    SpecialTokens, StopReason, StreamingOptions, TrimLevel, calibrate, calibrate_by_itself, calibrate_tokens,
-    devices,
+    BackendChoice, Chat, Device, Engine, EngineOptions, Event, Events, GenerateOptions, LevelFit, MemoryPlan,
+    ModelInfo, Outcome, Overflow, RefinementPlan, Reply, Session, SessionOptions, SpecialTokens, StopReason,
+    StreamingOptions, TrimLevel, devices,
 };
+/// For the command line: calibrating takes hours, which no app has.
+#[doc(hidden)]
+pub use session::{CalibrateOptions, calibrate, calibrate_by_itself, calibrate_tokens};
 pub use telemetry::{CancelToken, GpuKernelTime, GpuStats, Progress, StreamStats};
 
 /// Compiles the program in the README.

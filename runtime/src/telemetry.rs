@@ -109,6 +109,7 @@ impl StreamStats {
     }
 
     /// The counters since an earlier snapshot. The hash of decisions is not a difference.
+    #[doc(hidden)]
     #[must_use]
     pub fn since(&self, earlier: &StreamStats) -> StreamStats {
         let planes = |now: &[u64; 5], then: &[u64; 5]| std::array::from_fn(|p| now[p] - then[p]);

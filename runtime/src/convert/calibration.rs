@@ -53,6 +53,7 @@ impl Calibration {
     }
 
     /// What the calibration was measured on.
+    #[doc(hidden)]
     pub fn description(&self) -> &str {
         &self.description
     }

@@ -10,6 +10,7 @@ mod check;
 mod cut;
 mod encode;
 mod feedback;
+#[doc(hidden)]
 pub mod imatrix;
 pub(crate) mod journal;
 mod name;

@@ -169,6 +169,7 @@ impl Sampling {
     ///
     /// # Errors
     /// `Invalid`, naming the option and its range.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         let fail = |name: &str, value: &dyn fmt::Display, must: &str| {
             Err(Error::Invalid(format!("{name} {value}: it must be {must}")))
@@ -229,6 +230,7 @@ impl Sampling {
     }
 
     /// Whether tokens are drawn at random. If not, the seed has no effect.
+    #[doc(hidden)]
     pub fn is_random(&self) -> bool {
         self.temperature != 0.0
     }

@@ -140,6 +140,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
+    #[doc(hidden)]
     pub fn render_json(&self, messages: &Json, with: &RenderContext) -> Result<String> {
         let list = messages.as_array().ok_or_else(|| Error::Template("messages must be a list".into()))?;
         let messages = list.iter().map(reasoned).collect::<Result<Vec<Json>>>()?;
