@@ -1,24 +1,26 @@
 //! The command line, and its `--help`.
 
+use crate::Failure;
 use crate::doctor::DoctorArgs;
 use crate::form::FormArgs;
+use crate::hub::{self, Keep};
 use crate::models::{ListArgs, PruneArgs, PullArgs, RmArgs};
 use crate::sampling::SamplingArgs;
 use crate::streaming::StreamArgs;
 use crate::streaming::size;
 use crate::values::{Kinds, backend, gpu_kernels, isa, kinds, level, mean_bits, precision_or_bits};
-use crate::{Failure, hub};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use dollop::Level;
 use dollop::Precision;
+use dollop::convert::Purpose;
 use std::path::PathBuf;
 
 /// Runs Mixture-of-Experts language models, a dollop at a time.
 ///
 /// MODEL is a Dollop file, a GGUF file, a Hugging Face folder, or the name of a remote model:
-/// hf:ORG/NAME[:QUANT] on the Hugging Face hub, or the URL of a GGUF file. A remote model is downloaded once.
-/// A model that is not a Dollop file is converted once, into the cache folder ($XDG_CACHE_HOME/dollop or
-/// ~/.cache/dollop). Without a MODEL, commands that allow it use the small model that comes with Dollop.
+/// hf:ORG/NAME[:QUANT] on the Hugging Face hub, or the URL of a GGUF file. A model that is not a Dollop file is
+/// converted once, into the cache folder ($XDG_CACHE_HOME/dollop or ~/.cache/dollop); a remote one while it is
+/// downloaded. Without a MODEL, commands that allow it use the small model that comes with Dollop.
 #[derive(Parser)]
 #[command(name = "dollop", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
@@ -51,42 +53,40 @@ pub enum Command {
 }
 
 impl Command {
-    /// Downloads the models that the arguments name, and replaces the names by paths. `plan` is not included:
-    /// it needs only headers, and reads them itself.
+    /// Downloads the models that the arguments name, and replaces the names by paths. Not included are `plan`,
+    /// which needs only headers, and `convert`, which converts a model while it is downloaded.
     ///
     /// # Errors
     /// What the user can do about it.
     pub fn fetch_models(&mut self) -> Result<(), Failure> {
-        let mut fetched = |model: &mut PathBuf| -> Result<bool, Failure> {
-            let path = hub::local(model)?;
-            let was_named = path != *model;
-            *model = path;
-            Ok(was_named)
+        let keep = |engine: &EngineArgs, purpose| match engine.keep_source {
+            true => Keep::Source,
+            false => Keep::Conversion(purpose),
         };
-        let optional = match self {
-            Command::Chat(args) => args.model.as_mut(),
-            Command::Run(args) => args.model.as_mut(),
-            Command::Inspect(args) => args.file.as_mut(),
-            Command::Bench(args) => args.model.as_mut(),
+        let (model, keep) = match self {
+            Command::Chat(args) => (args.model.as_mut(), keep(&args.engine, Purpose::Chat)),
+            Command::Run(args) => {
+                let purpose = if args.raw { Purpose::Weights } else { Purpose::Chat };
+                (args.model.as_mut(), keep(&args.engine, purpose))
+            }
+            Command::Inspect(args) => (args.file.as_mut(), Keep::Conversion(Purpose::Weights)),
+            Command::Bench(args) => (args.model.as_mut(), keep(&args.engine, Purpose::Weights)),
             #[cfg(feature = "serve")]
-            Command::Serve(args) => args.model.as_mut(),
+            Command::Serve(args) => (args.model.as_mut(), keep(&args.engine, Purpose::Weights)),
             Command::Eval(args) => {
-                args.against.as_mut().map(&mut fetched).transpose()?;
-                args.model.as_mut()
-            }
-            Command::Convert(args) => {
-                // The conversion of a remote model is written to the current folder, not into the hub's
-                // cache.
-                if fetched(&mut args.source)? && args.out.is_none() {
-                    let mut out = dollop::convert::model_name(&args.source).unwrap_or_else(|| "model".into());
-                    out.push(".dollop.gguf");
-                    args.out = Some(out.into());
+                // A reference is computed from the unquantized source.
+                if let Some(against) = &mut args.against {
+                    *against = hub::local(against, Keep::Source)?;
                 }
-                None
+                let keep = if args.reference { Keep::Source } else { keep(&args.engine, Purpose::Weights) };
+                (args.model.as_mut(), keep)
             }
-            _ => None,
+            _ => return Ok(()),
         };
-        optional.map(fetched).transpose().map(drop)
+        if let Some(model) = model {
+            *model = hub::local(model, keep)?;
+        }
+        Ok(())
     }
 }
 
@@ -188,6 +188,10 @@ pub struct ConvertArgs {
     /// are not counted
     #[arg(long, value_name = "B", value_parser = mean_bits)]
     pub bits: Option<f64>,
+    /// Keep the download of a remote model in the hub's cache. Without it, the model is converted while it is
+    /// downloaded, except with --calibrate
+    #[arg(long)]
+    pub keep_source: bool,
     /// Print a report as JSON
     #[arg(long)]
     pub json: bool,
@@ -382,6 +386,9 @@ pub struct EngineArgs {
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
+    /// Keep the download of a remote model in the hub's cache, and convert it afterwards
+    #[arg(long)]
+    pub keep_source: bool,
     /// Context in tokens [default: the model's, at most 4096]
     #[arg(short, long, value_name = "N")]
     pub ctx: Option<usize>,

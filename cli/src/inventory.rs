@@ -4,6 +4,7 @@
 use crate::Failure;
 use crate::hub::cache::Repo;
 use crate::hub::choice;
+use crate::hub::conversion::SOURCE;
 use crate::hub::fetch::{PARTIAL, PIECES};
 use crate::hub::listing;
 use crate::hub::settings::Settings;
@@ -24,6 +25,8 @@ pub enum Kind {
     Download,
     /// A Dollop file converted from another model.
     Conversion,
+    /// A Dollop file converted while the other model was downloaded.
+    Streamed,
     /// An unfinished download, headers read by `plan`, or a lock.
     Leftover,
 }
@@ -61,7 +64,35 @@ pub fn remember(conversion: &Path, source: &Path) {
     {
         let _ = fs::write(note, source.as_os_str().as_encoded_bytes());
     }
+    touch(conversion);
+}
+
+/// Records the remote model that a conversion is of.
+pub fn remember_remote(conversion: &Path, id: &str) {
+    let _ = fs::write(source_file(conversion), id);
+}
+
+/// Records that a conversion is used now.
+fn touch(conversion: &Path) {
     let _ = File::options().append(true).open(conversion).and_then(|f| f.set_modified(SystemTime::now()));
+}
+
+/// The remote model that a conversion is of, if it was converted while it was downloaded.
+fn remote(conversion: &Path) -> Option<String> {
+    let id = fs::read_to_string(source_file(conversion)).ok()?;
+    ["hf:", "https://", "http://"].iter().any(|begin| id.starts_with(begin)).then_some(id)
+}
+
+/// The name in the list of a model that was converted while it was downloaded.
+fn streamed_name(id: &str, hub: &Path) -> String {
+    let parts = || {
+        let (rest, commit) = id.strip_prefix("hf:")?.rsplit_once('@')?;
+        let (repo, what) = rest.split_once(':')?;
+        let is_main = Repo::new(hub, repo).commit("main").as_deref() == Some(commit);
+        let revision = if is_main { String::new() } else { format!("@{commit}") };
+        Some(format!("hf:{repo}:{}{revision}", choice::label(what)))
+    };
+    parts().unwrap_or_else(|| id.to_owned())
 }
 
 /// All items in the caches.
@@ -72,7 +103,7 @@ pub fn all() -> Result<Vec<Item>, Failure> {
     let settings = Settings::read()?;
     let mut items = models(&settings.hub);
     let cache = cache_folder()?;
-    items.extend(conversions(&cache));
+    items.extend(conversions(&cache, &settings.hub));
     items.extend(downloads(&cache));
     items.extend(leftovers(&cache, &settings.hub));
     Ok(items)
@@ -139,10 +170,14 @@ fn models(hub: &Path) -> Vec<Item> {
     items
 }
 
-fn conversions(cache: &Path) -> Vec<Item> {
+fn conversions(cache: &Path, hub: &Path) -> Vec<Item> {
     let of = |(path, name): (PathBuf, String)| {
         name.ends_with(".gguf").then(|| {
             let note = source_file(&path);
+            if let Some(id) = remote(&path) {
+                let files = vec![path.clone(), note];
+                return item(Kind::Streamed, streamed_name(&id, hub), path, files);
+            }
             let source = fs::read_to_string(&note).ok().map(PathBuf::from);
             let files = if note.exists() { vec![path.clone(), note] } else { vec![path.clone()] };
             let source_is_gone = source.as_ref().is_some_and(|s| !s.exists());
@@ -183,6 +218,7 @@ fn leftovers(cache: &Path, hub: &Path) -> Vec<Item> {
         let files = entries(&path).map(|(file, _)| file).collect();
         items.push(item(Kind::Leftover, format!("headers of {name}"), path, files));
     }
+    items.extend(unfinished_conversions(cache));
     // Records of conversions that were removed by other means.
     for (path, name) in entries(cache) {
         if name.ends_with(".source") && !path.with_extension("gguf").exists() {
@@ -190,6 +226,32 @@ fn leftovers(cache: &Path, hub: &Path) -> Vec<Item> {
         }
     }
     items
+}
+
+/// Conversions of remote models that were interrupted, and that no process continues now.
+fn unfinished_conversions(cache: &Path) -> Vec<Item> {
+    let of = |(path, name): (PathBuf, String)| {
+        let out = cache.join(name.strip_suffix(SOURCE)?);
+        let beside = |end: &str| {
+            let mut path = out.clone().into_os_string();
+            path.push(end);
+            PathBuf::from(path)
+        };
+        let held = File::open(out.with_extension("lock")).is_ok_and(|f| f.try_lock().is_err());
+        let mut files = vec![beside(".resume"), beside(".resume-file")];
+        walk(&path, &mut files);
+        (!held).then(|| item(Kind::Leftover, name, path, files))
+    };
+    entries(cache).filter_map(of).collect()
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+    for (path, _) in entries(folder) {
+        match fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+            true => walk(&path, files),
+            false => files.push(path),
+        }
+    }
 }
 
 /// Removes an item's files, and blobs that are no longer linked. Returns the bytes freed.
@@ -225,10 +287,15 @@ pub fn remove(item: &Item) -> Result<u64, Failure> {
             fs::remove_dir_all(repo).map_err(|e| format!("{}: {e}", repo.display()))?;
         }
     } else if item.path.is_dir() {
-        // Remove only an empty folder.
-        let _ = fs::remove_dir(&item.path);
+        empty(&item.path);
     }
     Ok(item.bytes)
+}
+
+/// Removes a folder and the folders in it, if they hold no files.
+fn empty(folder: &Path) {
+    entries(folder).for_each(|(path, _)| empty(&path));
+    let _ = fs::remove_dir(folder);
 }
 
 /// Collects the blobs that snapshots link to, and removes empty folders.

@@ -2,19 +2,25 @@
 
 use crate::hub::name::Name;
 use crate::hub::settings::Settings;
-use crate::hub::{self};
+use crate::hub::{self, Keep};
 use crate::inventory::{self, Item, Kind};
 use crate::output::bytes;
 use crate::{Failure, note, screen};
 use clap::Args;
+use dollop::convert::Purpose;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Downloads a model from the hub or a URL, and prints its path. Files that are already here are not
 /// downloaded again.
 ///
+/// A model that is not a Dollop file is converted while it is downloaded, into the cache folder. The download
+/// itself is not kept, so the disk needs room for the result and a few hundred megabytes. If interrupted, the
+/// same command continues. With --keep-source the download is kept, and converted at its first use. So it is
+/// where the file system has no holes, and from servers that send no parts of files.
+///
 /// The name of a model is hf:ORG/NAME, optionally followed by :QUANT or :FILE, and by @REVISION. All commands
-/// accept such names. Models are stored in the hub's cache ($HF_HOME/hub, by default
+/// accept such names. Downloads are stored in the hub's cache ($HF_HOME/hub, by default
 /// ~/.cache/huggingface/hub), where other programs find them. HF_TOKEN is the token for gated models,
 /// HF_ENDPOINT selects another hub, HF_HUB_OFFLINE=1 forbids the network.
 #[derive(Args)]
@@ -25,6 +31,9 @@ pub struct PullArgs {
     /// hf:ORG/NAME[:QUANT or :FILE][@REVISION], or the URL of a GGUF file
     #[arg(value_name = "NAME")]
     pub name: PathBuf,
+    /// Keep the download, and convert it at its first use
+    #[arg(long)]
+    pub keep_source: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -68,7 +77,8 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
     let name = Name::parse(&args.name, &settings.endpoint)?.ok_or_else(|| {
         format!("{}: this is a path; names are hf:ORG/NAME[:QUANT], or URLs", args.name.display())
     })?;
-    let local = hub::get(&name, settings, true)?;
+    let keep = if args.keep_source { Keep::Source } else { Keep::Conversion(Purpose::Weights) };
+    let local = hub::get(&name, settings, true, keep)?;
     let mut out = screen::answers();
     if args.json {
         let json =
@@ -99,6 +109,7 @@ pub fn list(args: &ListArgs) -> Result<(), Failure> {
             Kind::Model => "fetched",
             Kind::Download => "fetched by URL",
             Kind::Conversion => "conversion, last used",
+            Kind::Streamed => "converted while it was fetched, last used",
             Kind::Leftover => "leftover",
         };
         let when = crate::clock::date(item.used);
@@ -153,7 +164,11 @@ fn named<'a>(name: &Path, items: &'a [Item]) -> Result<Vec<&'a Item>, Failure> {
         Some(Name::Url(url)) => {
             let folder = hub::web_folder(&crate::locate::cache_folder()?, &url);
             let file = hub::web_file(&url)?;
-            items.iter().filter(|i| i.path.parent() == Some(&folder) && i.name.starts_with(&file)).collect()
+            let is = |i: &&Item| {
+                i.path.parent() == Some(&folder) && i.name.starts_with(&file)
+                    || i.kind == Kind::Streamed && i.name == url
+            };
+            items.iter().filter(is).collect()
         }
         Some(Name::Hub(name)) => {
             let of = |item: &&Item| {
@@ -161,12 +176,12 @@ fn named<'a>(name: &Path, items: &'a [Item]) -> Result<Vec<&'a Item>, Failure> {
                     item.name.strip_prefix("hf:").and_then(|n| n.strip_prefix(&name.repo)?.strip_prefix(':'));
                 let label = rest.map(|r| r.split_once('@').unwrap_or((r, "main")));
                 label.is_some_and(|(label, revision)| {
-                    let file = |want: &str| item.files.iter().any(|f| f.ends_with(want));
+                    let file = |want: &str| item.files.iter().any(|f| f.ends_with(want)) || label == want;
                     let wanted = name.want.as_ref().is_none_or(|w| w.eq_ignore_ascii_case(label) || file(w));
                     wanted && (name.want.is_none() && name.revision == "main" || name.revision == revision)
                 })
             };
-            items.iter().filter(|i| i.kind == Kind::Model).filter(of).collect()
+            items.iter().filter(|i| [Kind::Model, Kind::Streamed].contains(&i.kind)).filter(of).collect()
         }
     })
 }

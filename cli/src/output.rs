@@ -50,6 +50,11 @@ impl Bar {
 
     /// Shows the current stage, and how much of the total is done.
     pub fn show(&mut self, stage: &'static str, done: u64, total: u64) {
+        self.show_item(stage, "", done, total);
+    }
+
+    /// Like [`Bar::show`], with what the stage works on.
+    pub fn show_item(&mut self, stage: &'static str, item: &str, done: u64, total: u64) {
         if stage != self.stage {
             // Each stage has its own rate.
             (self.stage, self.start, self.before) = (stage, Instant::now(), done);
@@ -75,7 +80,7 @@ impl Bar {
                 );
                 bar
             });
-            bar.set_message(stage);
+            bar.set_message(shown(stage, item));
             bar.set_position(done);
         } else if self.last.elapsed() > Duration::from_secs(10) {
             self.last = Instant::now();
@@ -83,13 +88,17 @@ impl Bar {
             let left = total.saturating_sub(done) as f64 / rate.max(1.0);
             note!(
                 "{}: {} of {}, {}/s, {left:.0} s left",
-                stage,
+                shown(stage, item),
                 self.unit.show(done),
                 self.unit.show(total),
                 self.unit.show(rate as u64),
             );
         }
     }
+}
+
+fn shown(stage: &str, item: &str) -> String {
+    if item.is_empty() { stage.to_owned() } else { format!("{stage} {}", crate::screen::one_line(item)) }
 }
 
 impl Drop for Bar {

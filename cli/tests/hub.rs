@@ -1,4 +1,4 @@
-//! Models by name, against a stand-in for the hub on loopback: gates 140 to 143.
+//! Models by name, against a stand-in for the hub on loopback: gates 140 to 143, 201 and 202.
 
 #[path = "hub/names.rs"]
 mod names;
@@ -6,6 +6,9 @@ mod names;
 mod plan;
 #[path = "hub/server.rs"]
 mod server;
+#[cfg(target_os = "linux")]
+#[path = "hub/stream.rs"]
+mod stream;
 
 use server::Hub;
 use std::path::{Path, PathBuf};

@@ -95,12 +95,29 @@ fn candidate(label: String, files: Vec<Entry>) -> Candidate {
     Candidate { label, bytes: files.iter().map(|f| f.len).sum(), file, files }
 }
 
+/// The files that stand for a model of which only the label or the first file is known.
+pub fn files_of(what: &str) -> Vec<String> {
+    let split = || {
+        let (stem, _, of) = shard(what.strip_suffix(".gguf")?)?;
+        Some((1..=of).map(|i| format!("{stem}-{i:05}-of-{of:05}.gguf")).collect())
+    };
+    match what {
+        SAFETENSORS => vec!["config.json".into(), SINGLE.into()],
+        file => split().unwrap_or_else(|| vec![file.to_owned()]),
+    }
+}
+
 /// The stem, number and count in the name of a split file.
 fn shard(stem: &str) -> Option<(&str, usize, usize)> {
     let digits = |s: &str| (s.len() == 5).then(|| s.parse::<usize>().ok()).flatten();
     let (rest, of) = stem.rsplit_once("-of-")?;
     let (rest, no) = rest.rsplit_once('-')?;
     Some((rest, digits(no)?, digits(of)?)).filter(|(_, no, of)| (1..=*of).contains(no))
+}
+
+/// The label of a model of which only the label or the first file is known.
+pub fn label(what: &str) -> String {
+    if what == SAFETENSORS { what.to_owned() } else { quantization(what) }
 }
 
 /// The quantization in a file's name, or the name itself.
@@ -288,6 +305,9 @@ mod tests {
         ];
         assert_eq!(chosen(&folder, None, 1000), Ok(("safetensors".into(), 5)));
         assert_eq!(chosen(&folder[..3], None, 1000).map(|c| c.1), Ok(3), "the index says what is missing");
+        assert_eq!(files_of("x/m-00001-of-00002.gguf")[1], "x/m-00002-of-00002.gguf");
+        assert_eq!(files_of(SAFETENSORS).len(), 2);
+        assert_eq!(files_of("m-Q8_0.gguf"), ["m-Q8_0.gguf"]);
         // A split model with a missing file is not a candidate.
         assert!(chosen(&[("m-Q8_0-00001-of-00002.gguf", 1)], None, 9).is_err());
         let two = [("a-Q8_0.gguf", 1), ("b-Q8_0.gguf", 2), ("a-UD-Q4_K_XL.gguf", 1)];

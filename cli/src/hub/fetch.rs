@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// More connections were no faster on a fast line, and fewer were slower on a line with high latency.
-const CONNECTIONS: usize = 6;
+pub const CONNECTIONS: usize = 6;
 const BUFFER: usize = 256 << 10;
 /// Interval of progress updates.
 const LOOK: Duration = Duration::from_millis(50);
@@ -34,12 +34,14 @@ pub struct Job<'a> {
     pub check_etag: bool,
     pub to: PathBuf,
     pub lock: PathBuf,
+    /// Whether pieces are written to `to` itself, which is converted meanwhile.
+    pub in_place: bool,
 }
 
 /// Receives the current stage, and how many bytes are done.
 pub type Show<'a> = &'a mut dyn FnMut(&'static str, u64);
 
-enum Trouble {
+pub enum Trouble {
     /// The file on the server changed during the download.
     Changed(String),
     NoRanges,
@@ -47,10 +49,14 @@ enum Trouble {
 }
 
 impl Job<'_> {
-    fn beside(&self, end: &str) -> PathBuf {
+    pub fn beside(&self, end: &str) -> PathBuf {
         let mut name = self.to.as_os_str().to_os_string();
         name.push(end);
         name.into()
+    }
+
+    fn partial(&self) -> PathBuf {
+        if self.in_place { self.to.clone() } else { self.beside(PARTIAL) }
     }
 
     fn is_there(&self) -> bool {
@@ -62,8 +68,13 @@ impl Job<'_> {
         if self.is_there() { 0 } else { Pieces::seen(self, piece).map_or(self.len, |p| self.len - p.bytes()) }
     }
 
-    fn failed(&self, e: &io::Error) -> Failure {
+    pub fn failed(&self, e: &io::Error) -> Failure {
         let folder = self.to.parent().unwrap_or(Path::new(".")).display();
+        if self.in_place {
+            return Failure(format!(
+                "{folder}: {e}; free some space, or name another folder, and run the same command again: it goes on where it was"
+            ));
+        }
         let what = match e.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => format!(
                 "{folder}: {e}; free some space, or set HF_HOME to a folder on another disk, and run the same command again: it goes on where it was"
@@ -78,7 +89,9 @@ impl Job<'_> {
 
     fn clear(&self) {
         let _ = fs::remove_file(self.beside(PIECES));
-        let _ = fs::remove_file(self.beside(PARTIAL));
+        if !self.in_place {
+            let _ = fs::remove_file(self.partial());
+        }
     }
 }
 
@@ -98,7 +111,12 @@ pub fn fetch(client: &Client, job: &Job, show: Show) -> Result<bool, Failure> {
     }
     let folder = job.to.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|e| job.failed(&e))?;
-    let _lock = lock(client, job, show)?;
+    let failed = |e: io::Error| job.failed(&e);
+    let waiting = format!("{}: another process fetches it; waiting for that", job.shown);
+    let _lock = lock(client, &job.lock, &waiting, &mut || show("waiting", 0)).map_err(|e| match e {
+        Some(e) => failed(e),
+        None => "stopped".into(),
+    })?;
     let mut piece = client.settings.piece_bytes;
     let mut changes = 0;
     while !job.is_there() {
@@ -125,22 +143,29 @@ pub fn fetch(client: &Client, job: &Job, show: Show) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// Waits until no other process downloads this file. `None` if the file system has no locks.
-fn lock(client: &Client, job: &Job, show: Show) -> Result<Option<File>, Failure> {
-    let failed = |e: io::Error| job.failed(&e);
-    fs::create_dir_all(job.lock.parent().unwrap_or(Path::new("."))).map_err(failed)?;
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&job.lock).map_err(failed)?;
+/// Waits until no other process holds this lock. `None` if the file system has no locks.
+///
+/// # Errors
+/// Those of the file system; `None` if cancelled.
+pub fn lock(
+    client: &Client,
+    path: &Path,
+    waiting: &str,
+    show: &mut dyn FnMut(),
+) -> Result<Option<File>, Option<io::Error>> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(Some)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(Some)?;
     let mut told = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(Some(file)),
             Err(TryLockError::Error(_)) => return Ok(None),
-            Err(TryLockError::WouldBlock) if client.cancel.is_cancelled() => return Err("stopped".into()),
+            Err(TryLockError::WouldBlock) if client.cancel.is_cancelled() => return Err(None),
             Err(TryLockError::WouldBlock) => {
                 if !std::mem::replace(&mut told, true) {
-                    note!("{}: another process fetches it; waiting for that", job.shown);
+                    note!("{waiting}");
                 }
-                show("waiting", 0);
+                show();
                 std::thread::sleep(LOOK);
             }
         }
@@ -158,7 +183,7 @@ fn once(client: &Client, job: &Job, piece: u64, show: Show) -> Result<(), Troubl
     if let Some(trouble) = ends_whole {
         return Err(trouble);
     }
-    let partial = job.beside(PARTIAL);
+    let partial = job.partial();
     let file = OpenOptions::new().read(true).write(true).open(&partial).map_err(failed)?;
     if let Some(sha256) = job.sha256 {
         let found = checksum(client, &file, show)
@@ -198,13 +223,20 @@ fn checksum(client: &Client, mut file: &File, show: Show) -> io::Result<Option<S
 }
 
 /// Which pieces are complete.
-struct Pieces {
+pub struct Pieces {
     piece: u64,
     len: u64,
-    whole: Vec<bool>,
+    pub whole: Vec<bool>,
+    /// How many pieces, from the first on, the running checksum of a stream has passed.
+    pub checked: usize,
     file: Option<File>,
     header: String,
 }
+
+/// Marks of pieces that are missing, complete, and passed by the running checksum.
+const MISSING: u8 = b'0';
+const WHOLE: u8 = b'1';
+const CHECKED: u8 = b'2';
 
 impl Pieces {
     fn empty(job: &Job, piece: u64) -> Pieces {
@@ -213,22 +245,24 @@ impl Pieces {
             piece,
             len: job.len,
             whole: vec![false; job.len.div_ceil(piece) as usize],
+            checked: 0,
             file: None,
             header,
         }
     }
 
     /// The pieces of an earlier try, if it was for the same version of the file.
-    fn seen(job: &Job, piece: u64) -> Option<Pieces> {
+    pub fn seen(job: &Job, piece: u64) -> Option<Pieces> {
         let mut pieces = Pieces::empty(job, piece);
         let text = fs::read(job.beside(PIECES)).ok()?;
         let marks = text.strip_prefix(pieces.header.as_bytes()).filter(|m| m.len() == pieces.whole.len())?;
-        let there = fs::metadata(job.beside(PARTIAL)).is_ok_and(|m| m.len() == job.len);
-        pieces.whole = marks.iter().map(|m| *m == b'1').collect();
+        let there = fs::metadata(job.partial()).is_ok_and(|m| m.len() == job.len);
+        pieces.whole = marks.iter().map(|m| *m != MISSING).collect();
+        pieces.checked = marks.iter().take_while(|m| **m == CHECKED).count();
         there.then_some(pieces)
     }
 
-    fn open(job: &Job, piece: u64) -> io::Result<Pieces> {
+    pub fn open(job: &Job, piece: u64) -> io::Result<Pieces> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let path = job.beside(PIECES);
@@ -238,15 +272,15 @@ impl Pieces {
         }
         job.clear();
         let mut pieces = Pieces::empty(job, piece);
-        options.open(job.beside(PARTIAL))?.set_len(job.len)?;
+        options.open(job.partial())?.set_len(job.len)?;
         let mut file = options.open(path)?;
         file.write_all(pieces.header.as_bytes())?;
-        file.write_all(&vec![b'0'; pieces.whole.len()])?;
+        file.write_all(&vec![MISSING; pieces.whole.len()])?;
         pieces.file = Some(file);
         Ok(pieces)
     }
 
-    fn range(&self, i: usize) -> Range<u64> {
+    pub fn range(&self, i: usize) -> Range<u64> {
         let start = i as u64 * self.piece;
         start..(start + self.piece).min(self.len)
     }
@@ -259,34 +293,54 @@ impl Pieces {
         (0..self.whole.len()).filter(|&i| self.whole[i]).map(len).sum()
     }
 
-    fn mark(&mut self, i: usize) -> io::Result<()> {
+    fn mark(&mut self, i: usize, mark: u8) -> io::Result<()> {
         self.whole[i] = true;
         let at = self.header.len() as u64 + i as u64;
         let file = self.file.as_mut().expect("pieces that are marked are open");
         file.seek(SeekFrom::Start(at))?;
-        file.write_all(b"1")
+        file.write_all(&[mark])
+    }
+
+    /// The running checksum has passed the next piece.
+    pub fn check_next(&mut self) -> io::Result<()> {
+        self.mark(self.checked, CHECKED)?;
+        self.checked += 1;
+        Ok(())
+    }
+
+    /// Marks all pieces as missing.
+    pub fn reset(&mut self) -> io::Result<()> {
+        (0..self.whole.len()).try_for_each(|i| self.mark(i, MISSING))?;
+        self.whole.fill(false);
+        self.checked = 0;
+        self.sync()
+    }
+
+    /// Waits until the marks are on disk.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_data)
     }
 }
 
 /// One attempt at all missing pieces.
-struct Round<'a> {
+pub struct Round<'a> {
     client: &'a Client,
-    job: &'a Job<'a>,
+    pub job: &'a Job<'a>,
     missing: Vec<(usize, Range<u64>)>,
-    pieces: Mutex<Pieces>,
+    pub pieces: Mutex<Pieces>,
     /// Whether the whole file is one piece, which restarts from the beginning on failure. This is for servers
     /// without ranges.
     in_one: bool,
     next: AtomicUsize,
     done: AtomicU64,
-    stop: AtomicBool,
+    pub stop: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
     /// The URL that the last redirect led to. It is valid for a while.
     direct: Mutex<Option<String>>,
 }
 
 impl<'a> Round<'a> {
-    fn new(client: &'a Client, job: &'a Job<'a>, pieces: Pieces, in_one: bool) -> Round<'a> {
+    pub fn new(client: &'a Client, job: &'a Job<'a>, pieces: Pieces, in_one: bool) -> Round<'a> {
         let missing =
             (0..pieces.whole.len()).filter(|&i| !pieces.whole[i]).map(|i| (i, pieces.range(i))).collect();
         Round {
@@ -328,9 +382,10 @@ impl<'a> Round<'a> {
         }
     }
 
-    fn piece(&self, i: usize, range: &Range<u64>) -> Result<(), Trouble> {
+    /// Downloads a piece and marks it.
+    pub fn piece(&self, i: usize, range: &Range<u64>) -> Result<(), Trouble> {
         let failed = |e: io::Error| Trouble::Failed(self.job.failed(&e));
-        let mut file = OpenOptions::new().write(true).open(self.job.beside(PARTIAL)).map_err(failed)?;
+        let mut file = OpenOptions::new().write(true).open(self.job.partial()).map_err(failed)?;
         let mut trouble = None;
         let result = self.client.patiently(&mut |progress| {
             let mut reached = if self.in_one { 0 } else { *progress };
@@ -348,11 +403,11 @@ impl<'a> Round<'a> {
             (None, Err(failure)) => return Err(Trouble::Failed(failure)),
             (None, Ok(())) => {}
         }
-        // Without a checksum, the bytes must be on disk before the piece is marked.
-        if self.job.sha256.is_none() {
+        // Without a checksum of the complete file, the bytes must be on disk before the piece is marked.
+        if self.job.sha256.is_none() || self.job.in_place {
             file.sync_data().map_err(failed)?;
         }
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).mark(i).map_err(failed)
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).mark(i, WHOLE).map_err(failed)
     }
 
     /// Downloads a range; `reached` counts the bytes written.

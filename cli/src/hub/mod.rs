@@ -2,17 +2,21 @@
 //! and it runs only if a name requires it.
 //!
 //! `name` parses names, `listing` gets a repository's files, `choice` selects some, `fetch` downloads one;
-//! `cache` and `web` define where files are stored. A model in the cache is used without a request; only
-//! `dollop pull` looks for a newer version.
+//! `cache` and `web` define where files are stored. `conversion` converts a model while `stream` downloads it.
+//! A model in the cache is used without a request; only `dollop pull` looks for a newer version.
 
 pub mod cache;
 pub mod choice;
+pub mod conversion;
 pub mod fetch;
+mod holes;
 pub mod http;
 pub mod listing;
 pub mod name;
 mod peek;
 pub mod settings;
+mod stream;
+mod sum;
 mod web;
 
 pub use web::{file_name as web_file, folder as web_folder};
@@ -22,6 +26,8 @@ use crate::output::{Bar, Unit, bytes};
 use crate::{Failure, interrupt, note};
 use cache::Repo;
 use choice::{Candidate, INDEX, SAFETENSORS};
+use conversion::{Done, Order};
+use dollop::convert::Purpose;
 use fetch::Job;
 use http::Client;
 use listing::{Entry, Listing};
@@ -37,37 +43,81 @@ pub struct Local {
     pub fetched: u64,
 }
 
+/// What of a remote model is kept on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The download, in the hub's cache.
+    Source,
+    /// Its conversion for this purpose, made while it is downloaded. A model whose download is here already
+    /// stays as it is, and so does a Dollop file.
+    Conversion(Purpose),
+}
+
 /// The path of the model `model`: unchanged if it is a path, downloaded if it is a name.
 ///
 /// # Errors
 /// What the user can do about it.
-pub fn local(model: &Path) -> Result<PathBuf, Failure> {
-    let settings = Settings::read();
-    let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
-    let Some(name) = Name::parse(model, endpoint)? else { return Ok(model.to_path_buf()) };
-    Ok(get(&name, settings?, false)?.path)
-}
-
-/// Downloads a model by name. With `fresh`, also if an older version is in the cache.
-///
-/// # Errors
-/// What the user can do about it.
-pub fn get(name: &Name, settings: Settings, fresh: bool) -> Result<Local, Failure> {
-    let (cancel, _guard) = interrupt::cancellable();
-    let client = Client::new(settings, cancel);
-    match name {
-        Name::Hub(name) => {
-            from_hub(&client, name, fresh).map_err(|Failure(why)| Failure(format!("{name}: {why}")))
-        }
-        Name::Url(url) => web::get(&client, url, &cache_folder()?),
+pub fn local(model: &Path, keep: Keep) -> Result<PathBuf, Failure> {
+    match parsed(model)? {
+        None => Ok(model.to_path_buf()),
+        Some((name, settings)) => Ok(get(&name, settings?, false, keep)?.path),
     }
 }
 
-fn from_hub(client: &Client, name: &HubName, fresh: bool) -> Result<Local, Failure> {
+/// The name of a remote model; `None` for a path.
+fn parsed(model: &Path) -> Result<Option<(Name, Result<Settings, Failure>)>, Failure> {
+    let settings = Settings::read();
+    let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
+    Ok(Name::parse(model, endpoint)?.map(|name| (name, settings)))
+}
+
+/// Downloads a model by name, and converts it meanwhile if its download is not to be kept. With `fresh`, also
+/// if an older version is in the cache.
+///
+/// # Errors
+/// What the user can do about it.
+pub fn get(name: &Name, settings: Settings, fresh: bool, keep: Keep) -> Result<Local, Failure> {
+    let (cancel, _guard) = interrupt::cancellable();
+    let client = Client::new(settings, cancel);
+    let order = match keep {
+        Keep::Source => None,
+        Keep::Conversion(purpose) => Some(Order::cached(purpose)),
+    };
+    let done = brought(&client, name, fresh, order.as_ref())?;
+    Ok(Local { path: done.path, fetched: client.received() })
+}
+
+/// Converts the remote model `model` as `order` says while it is downloaded. `None` if `model` is a path;
+/// without a report if the download is here, and is to be converted from there.
+///
+/// # Errors
+/// What the user can do about it.
+pub fn convert(model: &Path, order: &Order) -> Result<Option<Done>, Failure> {
+    let Some((name, settings)) = parsed(model)? else { return Ok(None) };
+    let (cancel, _guard) = interrupt::cancellable();
+    let client = Client::new(settings?, cancel);
+    brought(&client, &name, false, Some(order)).map(Some)
+}
+
+fn brought(client: &Client, name: &Name, fresh: bool, order: Option<&Order>) -> Result<Done, Failure> {
+    match name {
+        Name::Hub(name) => {
+            from_hub(client, name, fresh, order).map_err(|Failure(why)| Failure(format!("{name}: {why}")))
+        }
+        Name::Url(url) => web::get(client, url, &cache_folder()?, order),
+    }
+}
+
+fn from_hub(client: &Client, name: &HubName, fresh: bool, order: Option<&Order>) -> Result<Done, Failure> {
     let settings = &client.settings;
     let repo = Repo::new(&settings.hub, &name.repo);
-    if let Some((_, path)) = repo.here(name).filter(|_| !fresh || settings.offline) {
-        return Ok(Local { path, fetched: 0 });
+    let here = |path| Ok(Done { path, report: None });
+    let cached = order.filter(|order| order.is_cached());
+    if !fresh || settings.offline {
+        let converted = || cached.and_then(|_| conversion::here(name, &repo.commit(&name.revision)?));
+        if let Some(path) = repo.here(name).map(|(_, path)| path).or_else(converted) {
+            return here(path);
+        }
     }
     let listing = online(client, name)?;
     let choice = choice::choose(&listing, name.want.as_deref(), free_bytes(&settings.hub))?;
@@ -75,14 +125,24 @@ fn from_hub(client: &Client, name: &HubName, fresh: bool) -> Result<Local, Failu
     if !choice.why.is_empty() {
         note!("{name}: {} is taken ({}): {}", candidate.label, bytes(candidate.bytes), choice.why);
     }
+    let kept = |e: std::io::Error| Failure(format!("{}: {e}", repo.folder.display()));
+    let exact =
+        HubName { revision: listing.commit.clone(), want: Some(candidate.label.clone()), ..name.clone() };
+    if let Some(order) = order.filter(|_| candidate.label != "dollop" && repo.here(&exact).is_none())
+        && let Some(done) = conversion::of_hub(client, name, &listing, &candidate, order)?
+    {
+        if order.is_cached() {
+            repo.set_commit(&name.revision, &listing.commit).map_err(kept)?;
+        }
+        return Ok(done);
+    }
     let get = Get { client, repo: &repo, name, commit: &listing.commit };
     if candidate.label == SAFETENSORS {
         narrow(&get, &listing, &mut candidate)?;
     }
     get.all(&candidate.files)?;
-    repo.set_commit(&name.revision, &listing.commit)
-        .map_err(|e| format!("{}: {e}", repo.folder.display()))?;
-    Ok(Local { path: repo.model(&listing.commit, &candidate), fetched: client.received() })
+    repo.set_commit(&name.revision, &listing.commit).map_err(kept)?;
+    here(repo.model(&listing.commit, &candidate))
 }
 
 /// Requests a repository's listing, unless offline.
@@ -158,16 +218,16 @@ pub enum Seen {
 /// # Errors
 /// What the user can do about it.
 pub fn look(model: &Path) -> Result<Seen, Failure> {
-    let settings = Settings::read();
-    let endpoint = settings.as_ref().map_or("https://huggingface.co", |s| s.endpoint.as_str());
-    let name = match Name::parse(model, endpoint)? {
+    let (name, settings) = match parsed(model)? {
         None => return Ok(Seen::Here(model.to_path_buf())),
-        Some(Name::Url(_)) => return local(model).map(Seen::Here),
-        Some(Name::Hub(name)) => name,
+        Some((Name::Url(_), _)) => return local(model, Keep::Source).map(Seen::Here),
+        Some((Name::Hub(name), settings)) => (name, settings),
     };
     let (cancel, _guard) = interrupt::cancellable();
     let client = Client::new(settings?, cancel);
-    if let Some((_, path)) = Repo::new(&client.settings.hub, &name.repo).here(&name) {
+    let repo = Repo::new(&client.settings.hub, &name.repo);
+    let converted = || conversion::here(&name, &repo.commit(&name.revision)?);
+    if let Some(path) = repo.here(&name).map(|(_, path)| path).or_else(converted) {
         return Ok(Seen::Here(path));
     }
     ahead(&client, &name).map_err(|Failure(why)| Failure(format!("{name}: {why}")))
@@ -211,6 +271,7 @@ impl Get<'_> {
             check_etag: false,
             to: self.repo.blob(entry),
             lock: self.repo.lock(hub, entry),
+            in_place: false,
         }
     }
 

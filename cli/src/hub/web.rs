@@ -1,9 +1,10 @@
 //! Downloads a model by the URL of a file on any server, into a cache folder named after the URL.
 
+use super::conversion::{self, Done, Order, Remote, Weights};
 use super::fetch::{self, Job};
 use super::http::{Client, Fault};
 use super::name::is_inside;
-use super::{Local, room_for};
+use super::room_for;
 use crate::Failure;
 use crate::output::{Bar, Unit};
 use std::path::{Path, PathBuf};
@@ -28,11 +29,11 @@ pub fn file_name(url: &str) -> Result<String, Failure> {
     })
 }
 
-/// Downloads the file of a URL, and the other files of a split model.
+/// Downloads the file of a URL, and the other files of a split model. With an order, converts it meanwhile.
 ///
 /// # Errors
 /// What the user can do about it.
-pub fn get(client: &Client, url: &str, cache: &Path) -> Result<Local, Failure> {
+pub fn get(client: &Client, url: &str, cache: &Path, order: Option<&Order>) -> Result<Done, Failure> {
     let name = file_name(url)?;
     let folder = folder(cache, url);
     let mut urls = vec![(name.clone(), url.to_owned())];
@@ -42,10 +43,46 @@ pub fn get(client: &Client, url: &str, cache: &Path) -> Result<Local, Failure> {
         urls = (1..=of).map(|i| (other(&name, i), other(url, i))).collect();
     }
     let path = folder.join(&urls[0].0);
+    if let Some(order) = order.filter(|_| !urls.iter().all(|(name, _)| folder.join(name).is_file()))
+        && let Some(done) =
+            converted(client, &urls, order).map_err(|Failure(why)| Failure(format!("{url}: {why}")))?
+    {
+        return Ok(done);
+    }
     for (name, url) in urls {
         one(client, &name, &url, &folder).map_err(|Failure(why)| Failure(format!("{url}: {why}")))?;
     }
-    Ok(Local { path, fetched: client.received() })
+    Ok(Done { path, report: None })
+}
+
+/// Converts the file of a URL while it is downloaded; `None` if it must be downloaded first.
+fn converted(client: &Client, urls: &[(String, String)], order: &Order) -> Result<Option<Done>, Failure> {
+    let (name, url) = &urls[0];
+    let stem = dollop::convert::model_name(Path::new(name)).unwrap_or_else(|| "model".into());
+    let path = conversion::cached_file(&stem, url)?;
+    if order.is_cached() && conversion::is_there(&path) {
+        return Ok(Some(Done { path, report: None }));
+    }
+    if client.settings.offline {
+        return Ok(None);
+    }
+    // Without an ETag, parts of two versions could not be told apart.
+    for (_, url) in urls {
+        if probe(client, url)?.1.is_none() {
+            return Ok(None);
+        }
+    }
+    let mut files = |_: &Path| -> Result<Vec<Weights>, Failure> {
+        let weights = |(name, url): &(String, String)| {
+            let (len, etag) = probe(client, url)?;
+            let state = etag.unwrap_or_default();
+            Ok(Weights { name: name.clone(), url: url.clone(), len, sha256: None, state, check_etag: true })
+        };
+        urls.iter().map(weights).collect()
+    };
+    let remote =
+        Remote { id: url.clone(), stem, folder: PathBuf::new(), opens: name.clone(), files: &mut files };
+    conversion::convert(client, remote, order)
 }
 
 fn shard(name: &str) -> Option<(usize, usize)> {
@@ -76,6 +113,7 @@ fn one(client: &Client, name: &str, url: &str, folder: &Path) -> Result<(), Fail
             check_etag: etag.is_some(),
             lock: folder.join(format!("{name}.lock")),
             to: to.clone(),
+            in_place: false,
         };
         room_for(job.missing(client.settings.piece_bytes), folder)?;
         let mut bar = Bar::new(Unit::Bytes);

@@ -19,7 +19,7 @@ fn one() -> (Place, Vec<u8>) {
 
 /// Pulls; expects these bytes, in the cache's layout.
 fn right(place: &Place, name: &str, bytes: &[u8]) -> String {
-    let (path, errors) = place.ok(&["pull", name]);
+    let (path, errors) = place.ok(&["pull", "--keep-source", name]);
     assert!(fs::read(&path).unwrap() == bytes, "{path}: other bytes");
     let blob = place.path("hf/hub/models--org--name/blobs").join(sha256(bytes));
     assert_eq!(fs::canonicalize(&path).unwrap(), fs::canonicalize(blob).unwrap());
@@ -29,7 +29,7 @@ fn right(place: &Place, name: &str, bytes: &[u8]) -> String {
 
 /// Pulls; expects an error with these words, and no file of the model.
 fn wrong(place: &Place, name: &str, words: &[&str]) {
-    place.fails(&["pull", name], words);
+    place.fails(&["pull", "--keep-source", name], words);
     assert!(place.files(".gguf").is_empty());
     let blobs = fs::read_dir(place.path("hf/hub/models--org--name/blobs"));
     let names: Vec<_> =
@@ -70,7 +70,7 @@ fn split_models_folders_and_names_of_all_kinds() {
         ("leer-Q2_K.gguf", b""),
     ]);
     let place = Place::new(hub);
-    let (path, _) = place.ok(&["pull", "hf:org/name:bf16@v1"]);
+    let (path, _) = place.ok(&["pull", "--keep-source", "hf:org/name:bf16@v1"]);
     let folder = std::path::Path::new(&path).parent().unwrap();
     for (i, part) in parts.iter().enumerate() {
         assert!(fs::read(folder.join(format!("m-BF16-0000{}-of-00003.gguf", i + 1))).unwrap() == *part);
@@ -88,8 +88,19 @@ fn a_name_stands_where_a_model_does_and_needs_no_network_twice() {
     let place = Place::new(Hub::start());
     Talker::saying("Paris.", "{{ messages[-1].content }}{{ '\\n' }}").write(&place.path("talker"));
     place.hub.put_folder(&place.path("talker"));
-    let run =
-        ["run", NAME, "-p", "What is the capital of France?", "--backend", "cpu", "-t", "1", "--temp", "0"];
+    let run = [
+        "run",
+        NAME,
+        "--keep-source",
+        "-p",
+        "What is the capital of France?",
+        "--backend",
+        "cpu",
+        "-t",
+        "1",
+        "--temp",
+        "0",
+    ];
     let (answer, errors) = place.ok(&run);
     assert_eq!(answer, "Paris.", "{errors}");
     assert!(!place.hub.reset().is_empty());
@@ -129,7 +140,7 @@ fn the_token_goes_to_the_hub_and_nowhere_else() {
     assert!(!storage.is_empty() && storage.iter().all(|s| s.token.is_none()));
     // The same machine by another name is another host.
     let url = place.hub.put_plain("x.gguf", &bytes);
-    place.ok(&["pull", &url]);
+    place.ok(&["pull", "--keep-source", &url]);
     assert!(place.hub.reset().iter().all(|s| s.token.is_none()));
 }
 
@@ -164,7 +175,7 @@ fn refusals_say_what_to_do() {
     }
     place.hub.reset();
     wrong(&place, "hf:org/nowhere", &["no such repository", "private or gated", "HF_TOKEN"]);
-    let mut unreachable = place.command(&["pull", NAME]);
+    let mut unreachable = place.command(&["pull", "--keep-source", NAME]);
     let out = unreachable.env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     failed(&["pull"], out, &["127.0.0.1", "tries", "check the network"]);
     // An index that climbs out of its folder.
@@ -246,15 +257,15 @@ fn files_of_any_server_are_kept_by_their_urls() {
     let url = place.hub.put_plain("m.gguf", &old);
     // It changes in the middle: the parts of both are not mixed.
     place.hub.rule_after("/files/m.gguf", 9, 1, Fault::Change(new.clone()));
-    let (path, errors) = place.ok(&["pull", &url]);
+    let (path, errors) = place.ok(&["pull", "--keep-source", &url]);
     assert!(errors.contains("changed on the server") && fs::read(&path).unwrap() == new, "{errors}");
     place.hub.reset();
-    assert_eq!(place.ok(&["pull", &url]).0, path);
+    assert_eq!(place.ok(&["pull", "--keep-source", &url]).0, path);
     assert!(place.hub.reset().is_empty(), "it is here");
     let parts = [noise(50_000, 5), noise(60_000, 6)];
     place.hub.put_plain("s-00001-of-00002.gguf", &parts[0]);
     let second = place.hub.put_plain("s-00002-of-00002.gguf", &parts[1]);
-    let (first, _) = place.ok(&["pull", &second]);
+    let (first, _) = place.ok(&["pull", "--keep-source", &second]);
     assert!(first.ends_with("s-00001-of-00002.gguf") && fs::read(&first).unwrap() == parts[0]);
     assert!(fs::read(first.replace("00001-of", "00002-of")).unwrap() == parts[1]);
     let (gone, _) = place.ok(&["rm", &url]);
@@ -286,7 +297,7 @@ fn a_new_commit_is_fetched_by_pull_alone() {
 fn two_processes_fetch_a_model_once() {
     let (place, bytes) = one();
     place.hub.rule("/bucket/", FOREVER, Fault::Slow(Duration::from_millis(15)));
-    let both = [place.start(&["pull", NAME]), place.start(&["pull", NAME])];
+    let both = [place.start(&["pull", "--keep-source", NAME]), place.start(&["pull", "--keep-source", NAME])];
     let outs = both.map(|child| succeeded(&["pull"], child.wait_with_output().unwrap()));
     assert_eq!(outs[0].0, outs[1].0);
     assert!(outs.iter().any(|(_, errors)| errors.contains("waiting for that")), "{outs:?}");
@@ -311,7 +322,7 @@ fn killed_at_any_moment_it_goes_on() {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
-            let mut child = place.start(&["pull", NAME]);
+            let mut child = place.start(&["pull", "--keep-source", NAME]);
             // At a random byte of what is still to come, and a moment later.
             let until = place.hub.bytes_sent() + seed % (bytes.len() as u64 / 4);
             while place.hub.bytes_sent() < until && child.try_wait().unwrap().is_none() {
@@ -360,5 +371,5 @@ fn a_cache_that_cannot_be_written_is_an_error() {
     // A file where the folder would be: as root, modes forbid nothing.
     fs::create_dir_all(place.path("hf")).unwrap();
     fs::write(place.path("hf/hub"), "x").unwrap();
-    place.fails(&["pull", NAME], &["hf/hub"]);
+    place.fails(&["pull", "--keep-source", NAME], &["hf/hub"]);
 }

@@ -3,7 +3,7 @@
 use super::name::absolute;
 use super::partial::Turn;
 use super::source::Source;
-use super::{ConvertOptions, check, convert_source, model_name};
+use super::{ConvertOptions, check, convert_opened, model_name};
 use crate::error::{Error, Result};
 use crate::format::dollop;
 use crate::model::file::NestedFile;
@@ -107,7 +107,7 @@ pub fn cached(
     if is_whole(&target) {
         return Ok(target);
     }
-    convert_source(&opened, &target, options, cancel, progress)?;
+    convert_opened(&opened, &target, options, cancel, progress)?;
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
         let stale =
             entry.file_name().to_str().is_some_and(|n| n.starts_with(&family) && n.ends_with(".gguf"));

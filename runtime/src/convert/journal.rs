@@ -1,5 +1,5 @@
-//! The journal of a calibrated conversion. It takes hours, so a conversion that was killed resumes from its
-//! journal.
+//! The journal of a calibrated conversion, or of one that runs while the source is downloaded. These take
+//! long, so a conversion that was killed resumes from its journal.
 //!
 //! `OUT.resume` is a list of records, each with its length and checksum. They hold windows of text that the
 //! model generated, the measurements of its inputs, and the table parts of what is written. Beside it are the
@@ -61,6 +61,15 @@ impl Journal {
         inputs.extend_from_slice(concat!(env!("CARGO_PKG_VERSION"), " ").as_bytes());
         inputs.extend_from_slice(options.as_bytes());
         Journal::of(out, &inputs)
+    }
+
+    /// Opens or creates the journal of a conversion into `out` of a source that `identity` identifies,
+    /// wherever its files lie.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn named(out: &Path, identity: &str, options: &str) -> Result<Journal> {
+        Journal::of(out, format!("{identity} {} {options}", env!("CARGO_PKG_VERSION")).as_bytes())
     }
 
     fn of(out: &Path, inputs: &[u8]) -> Result<Journal> {
@@ -141,8 +150,8 @@ impl Journal {
         Ok((file.map_err(|e| Error::io(&path, e))?, path))
     }
 
-    /// Removes the journal and its files, once the result is complete.
-    pub(crate) fn remove(&self) {
+    /// Removes the journal and its files, once the result is complete or of no use.
+    pub fn remove(&self) {
         let inner = self.lock();
         for end in ["-inputs", "-file", ""] {
             let _ = fs::remove_file(with(&inner.stem, end));

@@ -21,6 +21,7 @@ mod plan;
 mod rows;
 #[doc(hidden)]
 pub mod source;
+mod supply;
 mod work;
 
 pub use crate::quant::GroupParams;
@@ -35,6 +36,10 @@ pub use outline::{Outline, outline};
 pub use plan::Group;
 #[doc(hidden)]
 pub use rows::Rows;
+#[doc(hidden)]
+pub use source::Extent;
+#[doc(hidden)]
+pub use supply::{Step, Supply};
 
 use crate::error::{Error, Result};
 use crate::format::{GgufWriter, Value};
@@ -170,14 +175,57 @@ pub fn convert(
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
-    let source = Source::open(source)?;
-    convert_source(&source, out, options, cancel, progress)
+    convert_opened(&Source::open(source)?, out, options, cancel, progress)
 }
 
-pub(crate) fn convert_source(
+/// [`convert`] of a source that is open.
+fn convert_opened(
     source: &Source,
     out: &Path,
     options: &ConvertOptions,
+    cancel: &CancelToken,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report> {
+    convert_source(source, out, options, &supply::Complete, cancel, progress)
+}
+
+/// [`convert`] of a source whose bytes come while it is converted.
+///
+/// # Errors
+/// As [`convert`], and those of `supply`.
+#[doc(hidden)]
+pub fn convert_supplied(
+    source: &Path,
+    out: &Path,
+    options: &ConvertOptions,
+    supply: &dyn Supply,
+    cancel: &CancelToken,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report> {
+    let source = Source::open(source)?;
+    convert_source(&source, out, options, supply, cancel, progress)
+}
+
+/// Checks that the model at `source` can be converted for `purpose`. Reads no weights.
+///
+/// # Errors
+/// As [`convert`] before it writes its first byte; `Unsupported` or `Template` if the model does not serve
+/// `purpose`.
+#[doc(hidden)]
+pub fn check_for(source: &Path, purpose: Purpose) -> Result<()> {
+    let opened = Source::open(source)?;
+    check::check(&opened)?;
+    match purpose {
+        Purpose::Chat => check::can_chat(&opened).map_err(|e| e.at(source)),
+        Purpose::Weights => Ok(()),
+    }
+}
+
+fn convert_source(
+    source: &Source,
+    out: &Path,
+    options: &ConvertOptions,
+    supply: &dyn Supply,
     cancel: &CancelToken,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
@@ -189,6 +237,8 @@ pub(crate) fn convert_source(
     let calibrated = plan.matrices().filter(|name| importance.has(name)).count();
     check::not_a_source(source, out)?;
     let (partial, written) = destination(out, options, plan.targets.len())?;
+    let steps = supply::steps(source, &plan.targets[written.len()..]);
+    supply.begin(&source.weight_files(), steps, written.len())?;
     let file = partial.file()?;
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::StorageFull => Error::io(
@@ -210,6 +260,7 @@ pub(crate) fn convert_source(
     let feedbacks = Feedbacks::new(source, rows, options.sweeps, options.threads());
     let mut job = Job {
         encoder: Encoder { source, options, importance, feedbacks, cancel, writer: Mutex::new(writer) },
+        supply,
         done: 0,
         total: source.bytes(),
         progress,
@@ -302,6 +353,7 @@ impl Tables {
 
 struct Job<'a> {
     encoder: Encoder<'a>,
+    supply: &'a dyn Supply,
     done: u64,
     total: u64,
     progress: &'a mut dyn FnMut(Progress),
@@ -320,16 +372,28 @@ impl Job<'_> {
             self.tables.checksums.extend_from_slice(checksums);
             self.advance(target.names().iter().map(|name| self.encoder.source.tensor_bytes(name)).sum())?;
         }
-        for target in &targets[written.len()..] {
+        for (step, target) in targets[written.len()..].iter().enumerate() {
             let before = self.tables.lens();
+            self.wait(&mut |supply, wait| supply.ready(step, wait))?;
             self.target(target)?;
             if let Some(journal) = &self.encoder.options.resume {
                 let writer = self.encoder.writer.get_mut().expect("no thread panicked with the lock");
                 writer.out().sync_data()?;
                 journal.add(Record::Written(self.tables.since(before)))?;
             }
+            self.supply.done(step)?;
         }
-        Ok(())
+        self.wait(&mut |supply, wait| supply.finish(wait))
+    }
+
+    /// Waits for the supply. Progress is reported meanwhile, and ^C ends the wait.
+    fn wait(
+        &mut self,
+        until: &mut dyn FnMut(&dyn Supply, &mut dyn FnMut() -> Result<()>) -> Result<()>,
+    ) -> Result<(), JobError> {
+        let (done, total, cancel) = (self.done, self.total, self.encoder.cancel);
+        let progress = &mut self.progress;
+        Ok(until(self.supply, &mut || report(*progress, done, total, cancel))?)
     }
 
     fn target(&mut self, target: &Target) -> Result<(), JobError> {
@@ -414,7 +478,7 @@ impl Job<'_> {
     fn encode(&mut self, works: &[Work]) -> Result<Vec<Summary>, JobError> {
         let (before, total, cancel) = (self.done, self.total, self.encoder.cancel);
         let progress = &mut self.progress;
-        self.encoder.run(works, &mut |bytes| report(*progress, before + bytes, total, cancel))
+        self.encoder.run(works, &mut |bytes| Ok(report(*progress, before + bytes, total, cancel)?))
     }
 
     fn table(&mut self, of: &Summary) {
@@ -431,20 +495,15 @@ impl Job<'_> {
 
     fn advance(&mut self, bytes: u64) -> Result<(), JobError> {
         self.done += bytes;
-        report(self.progress, self.done, self.total, self.encoder.cancel)
+        Ok(report(self.progress, self.done, self.total, self.encoder.cancel)?)
     }
 }
 
-fn report(
-    progress: &mut dyn FnMut(Progress),
-    done: u64,
-    total: u64,
-    cancel: &CancelToken,
-) -> Result<(), JobError> {
+fn report(progress: &mut dyn FnMut(Progress), done: u64, total: u64, cancel: &CancelToken) -> Result<()> {
     if !cancel.is_cancelled() {
         progress(Progress { stage: "converting", done: done.min(total), total });
     }
-    if cancel.is_cancelled() { Err(Error::Cancelled.into()) } else { Ok(()) }
+    if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 fn rows_cols(shape: &[usize]) -> (usize, usize) {

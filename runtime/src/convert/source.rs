@@ -97,6 +97,15 @@ struct Piece {
     len: usize,
 }
 
+/// Bytes of one of the source's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Index of the file.
+    pub file: usize,
+    /// The bytes.
+    pub bytes: Range<u64>,
+}
+
 /// A model in a foreign format, quantized or not.
 #[derive(Debug)]
 pub struct Source {
@@ -161,6 +170,26 @@ impl Source {
     /// Every file that was read, so that a cache can watch them for changes.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(p, _)| p.as_path()).chain(self.others.iter().map(PathBuf::as_path))
+    }
+
+    /// The files that hold tensors.
+    pub(super) fn weight_files(&self) -> Vec<&Path> {
+        self.files.iter().map(|(path, _)| path.as_path()).collect()
+    }
+
+    /// Where the bytes of a tensor lie. Tensors may share bytes.
+    pub(super) fn extents(&self, name: &str) -> Vec<Extent> {
+        let Some(t) = self.find(name) else { return Vec::new() };
+        let extent = |piece: Piece| {
+            let start = piece.offset as u64;
+            Extent { file: piece.file, bytes: start..start + piece.len as u64 }
+        };
+        let scales = |expert| match &t.layout {
+            Layout::Packed(packed) => Some(packed.scales_piece(expert)),
+            _ => None,
+        };
+        let pieces = (0..t.pieces.count()).flat_map(|e| [t.pieces.get(e), scales(e)]);
+        pieces.flatten().map(extent).collect()
     }
 
     /// The file that holds a tensor (of one expert).

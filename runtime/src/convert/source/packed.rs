@@ -30,8 +30,13 @@ pub(super) struct Packed {
 impl Packed {
     /// The scales of one expert.
     pub(super) fn scales<'a>(&self, files: &'a [(PathBuf, Bytes)], expert: usize) -> &'a [u8] {
-        let Piece { file, offset, len } = self.scales;
-        &files[file].1[offset + expert * len..][..len]
+        let Piece { file, offset, len } = self.scales_piece(expert);
+        &files[file].1[offset..][..len]
+    }
+
+    /// Where the scales of one expert lie.
+    pub(super) fn scales_piece(&self, expert: usize) -> Piece {
+        Piece { offset: self.scales.offset + expert * self.scales.len, ..self.scales }
     }
 
     /// Repacks rows into GGUF's blocks: the scale, then 16 bytes with values `j` (low half) and `j + 16`
